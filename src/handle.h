@@ -1,0 +1,56 @@
+/* handle.h - Handle and TimerHandle: a callback with its arguments and context.
+ *
+ * They are subtypes of asyncio.Handle / asyncio.TimerHandle, whose repr,
+ * comparison and hash they inherit; the data lives in our own fields.
+ */
+#ifndef FASTLOOP_HANDLE_H
+#define FASTLOOP_HANDLE_H
+
+#include "state.h"
+
+enum { FL_HANDLE_INLINE_ARGS = 3 };
+
+/* Where a TimerHandle is, in fl_handle.where. */
+enum { FL_TIMER_IDLE = 0, FL_TIMER_FRESH = 1, FL_TIMER_HEAPED = 2 };
+
+struct fl_handle {
+    union {
+        PyObject ob_base;
+        char base[FL_HANDLE_BASE_SIZE];
+    };
+    PyObject *loop;    /* owned; NULL while on the free list */
+    PyObject *context; /* owned; NULL: copied from the current one when asked for */
+    PyObject *callback; /* owned; NULL once cancelled */
+    /* args[0] is scratch space for PY_VECTORCALL_ARGUMENTS_OFFSET */
+    PyObject *args[1 + FL_HANDLE_INLINE_ARGS]; /* owned */
+    PyObject *more_args;                       /* owned tuple of all arguments, or NULL */
+    PyObject *source_traceback;                /* owned, debug mode only, or NULL */
+    PyObject *repr;                            /* owned: repr kept by cancel() in debug mode */
+    double when;                               /* TimerHandle: loop.time() it is due, seconds */
+    int64_t when_ns;                           /* the same in nanoseconds */
+    uint64_t order;                            /* breaks ties of when_ns: first made, first run */
+    size_t index;                              /* position in the list that `where` names */
+    uint8_t nargs;                             /* inline arguments */
+    uint8_t where;
+    bool cancelled;
+    bool is_timer;
+    bool scheduled; /* asyncio.TimerHandle._scheduled */
+};
+
+/* A new Handle. `context` NULL means a copy of the current one. */
+fl_handle *fl_handle_new(fl_loop *loop, PyObject *callback, PyObject *const *args,
+                         Py_ssize_t nargs, PyObject *context);
+
+/* A new TimerHandle due at `when` (seconds of loop.time()). */
+fl_handle *fl_timer_handle_new(fl_loop *loop, double when, PyObject *callback,
+                               PyObject *const *args, Py_ssize_t nargs,
+                               PyObject *context);
+
+/* Call it in its context. An exception goes to the loop's exception handler;
+ * only KeyboardInterrupt and SystemExit come back, as -1. */
+int fl_handle_run(fl_handle *h);
+
+/* Mark cancelled and drop callback and arguments. */
+int fl_handle_cancel(fl_handle *h);
+
+#endif

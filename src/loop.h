@@ -1,0 +1,104 @@
+/* loop.h - the Loop object and what other files may ask of it. */
+#ifndef FASTLOOP_LOOP_H
+#define FASTLOOP_LOOP_H
+
+#include "poll.h"
+#include "ready.h"
+#include "timers.h"
+#include "watch.h"
+
+typedef struct fl_flush fl_flush;
+
+/* Embedded in a transport that gathers writes: a link in the list of those to
+ * be flushed at the end of the turn. */
+struct fl_flush {
+    fl_flush *next;
+    PyObject *owner; /* borrowed; the list owns a reference while queued */
+    bool queued;
+    int (*flush)(fl_flush *f); /* as fl_watch.on_event: handles its own errors */
+};
+
+struct fl_loop {
+    PyObject_HEAD
+    fl_state *st;
+    fl_ready ready;
+    fl_timers timers;
+    fl_poller poller;
+    fl_fd_table fds;
+
+    /* wakeup.c: an eventfd (or pipe) that ends a blocking poll */
+    int wake_read_fd, wake_write_fd;
+    bool polling;      /* the loop's thread is (about to be) blocked in the poller */
+    bool wake_written; /* a wakeup is on its way */
+
+    /* end-of-turn flush */
+    fl_flush *flush_head, *flush_tail;
+
+    bool open;          /* tp_init has run and close() has not */
+    bool closed;
+    bool stopping;
+    bool debug;
+    bool native;        /* call_soon & co. are ours, not a Python subclass's */
+    bool io_done;       /* bytes were sent since the last poll: poll next turn */
+    unsigned long thread_id; /* of run_forever, 0 when not running */
+    int64_t now_ns;     /* clock at the beginning of this turn */
+    int64_t polled_ns;  /* clock at the last poll */
+
+    PyObject *task_factory;   /* owned, or NULL */
+    PyObject *current_task;   /* owned: what asyncio.current_task() gives, or NULL */
+    PyObject *current_handle; /* owned, debug mode: the handle that runs, or NULL */
+    PyObject *slow_callback_duration; /* owned: a number of seconds */
+
+    /* Receive buffer shared by the loop's transports (only used between a
+     * recv and the making of its bytes object); allocated on first use. */
+    char *recv_buffer;
+
+    /* counters for loop.stats() */
+    uint64_t turns, polls, steps;
+};
+
+enum { FL_RECV_BUFFER_SIZE = 256 * 1024 };
+
+/* True for a Loop (or subclass) of this module. */
+static inline bool
+fl_is_loop(fl_state *st, PyObject *object)
+{
+    return PyObject_TypeCheck(object, st->LoopType);
+}
+
+int64_t fl_clock_ns(void);
+
+/* End a blocking poll. Any thread, GIL held; cheap when the loop is awake. */
+void fl_loop_wake(fl_loop *loop);
+int fl_wakeup_open(fl_loop *loop);
+void fl_wakeup_close(fl_loop *loop);
+void fl_wakeup_drain(fl_loop *loop);
+
+/* RuntimeError('Event loop is closed') and -1 if it is. */
+int fl_loop_check_closed(fl_loop *loop);
+
+/* Append a task step / a handle; take a new reference. Callable from any
+ * thread that holds the GIL; a foreign thread calls fl_loop_wake after it. */
+int fl_loop_push_task(fl_loop *loop, fl_task *task);
+int fl_loop_push_handle(fl_loop *loop, fl_handle *handle);
+
+/* call_soon from C: `callback(*args)`; context NULL copies the current one. */
+int fl_loop_call_soon(fl_loop *loop, PyObject *callback, PyObject *const *args,
+                      Py_ssize_t nargs, PyObject *context);
+
+/* Have f->flush called at the end of this turn. */
+void fl_loop_flush_later(fl_loop *loop, fl_flush *f);
+
+/* The shared receive buffer, FL_RECV_BUFFER_SIZE bytes, or NULL with MemoryError. */
+char *fl_loop_recv_buffer(fl_loop *loop);
+
+/* call_exception_handler({...}) with the exception that is set (it is cleared).
+ * `message` is UTF-8; key/value pairs of further context end with NULL; values
+ * may be NULL and are then left out. KeyboardInterrupt and SystemExit are not
+ * reported but left set: -1. */
+int fl_loop_report(PyObject *loop, const char *message, ...);
+
+/* asyncio.current_task() of this loop becomes `task` (NULL: none). */
+int fl_loop_swap_current(fl_loop *loop, PyObject *task);
+
+#endif

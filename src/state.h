@@ -1,0 +1,128 @@
+/* state.h - what one import of fastloop._core owns: its types, the asyncio
+ * objects it works with, interned names, and the list of live tasks.
+ *
+ * There are no mutable globals: every object reaches its fl_state through a
+ * pointer of its own (loop->st, future->st, handle->loop->st).
+ */
+#ifndef FASTLOOP_STATE_H
+#define FASTLOOP_STATE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Our Future and Task begin with the bytes of _asyncio.Future / _asyncio.Task,
+ * which we never use but whose size the subtype must keep. The largest is
+ * 3.11's Task with 176 bytes; module.c refuses to load where it is not enough. */
+enum { FL_FUTURE_BASE_SIZE = 176 };
+
+/* The same for asyncio.Handle / asyncio.TimerHandle (96 bytes on 3.11). */
+enum { FL_HANDLE_BASE_SIZE = 96 };
+
+typedef struct fl_state fl_state;
+typedef struct fl_loop fl_loop;
+typedef struct fl_future fl_future;
+typedef struct fl_task fl_task;
+typedef struct fl_handle fl_handle;
+
+/* Interned attribute and method names, one field a name. */
+#define FL_NAMES(X)                                                              \
+    X(_asyncio_future_blocking) X(add_done_callback) X(call_soon) X(cancel)      \
+    X(call_exception_handler) X(context) X(get_loop) X(_loop) X(get_debug)       \
+    X(throw) X(message) X(exception) X(future) X(task) X(handle)                 \
+    X(source_traceback) X(debug) X(name) X(coro) X(loop) X(eager_start)          \
+    X(remove_done_callback) X(__name__) X(_callback) X(_args) X(set_result)      \
+    X(set_name) X(create_task) X(fileno) X(_check_callback)                     \
+    X(_source_traceback) X(extract_stack) X(_asyncgen_firstiter_hook)            \
+    X(_asyncgen_finalizer_hook) X(warning) X(is_running)                         \
+    X(_set_coroutine_origin_tracking) X(slow_callback_duration)
+
+struct fl_state {
+    PyObject *module; /* borrowed: the module owns this state */
+
+    /* our types */
+    PyTypeObject *LoopType;
+    PyTypeObject *HandleType;
+    PyTypeObject *TimerHandleType;
+    PyTypeObject *FutureType;
+    PyTypeObject *FutureIterType;
+    PyTypeObject *TaskType;
+
+    /* asyncio's types and functions */
+    PyTypeObject *BaseFuture; /* _asyncio.Future */
+    PyTypeObject *BaseTask;   /* _asyncio.Task */
+    PyObject *CancelledError;
+    PyObject *InvalidStateError;
+    PyObject *iscoroutine;               /* coroutines.iscoroutine */
+    PyObject *isgenerator;               /* inspect.isgenerator */
+    PyObject *extract_stack;             /* format_helpers.extract_stack */
+    PyObject *format_callback_source;    /* format_helpers._format_callback_source */
+    PyObject *future_repr;               /* base_futures._future_repr */
+    PyObject *task_repr;                 /* base_tasks._task_repr */
+    PyObject *task_get_stack;            /* base_tasks._task_get_stack */
+    PyObject *task_print_stack;          /* base_tasks._task_print_stack */
+    PyObject *set_result_unless_cancelled; /* futures._set_result_unless_cancelled */
+    PyObject *set_running_loop;          /* events._set_running_loop */
+    PyObject *get_running_loop;          /* events._get_running_loop */
+    PyObject *get_event_loop;            /* events.get_event_loop */
+    PyObject *current_tasks;             /* 3.11: tasks._current_tasks, a dict */
+    PyObject *swap_current_task;         /* 3.12+: _asyncio._swap_current_task */
+    PyObject *register_task;             /* 3.14+: _asyncio._register_task */
+    PyObject *register_eager_task;       /* 3.12+ */
+    PyObject *unregister_eager_task;     /* 3.12+ */
+    PyObject *awaited_by_add;            /* 3.14+: future_add_to_awaited_by */
+    PyObject *awaited_by_discard;        /* 3.14+ */
+    PyObject *base_create_task;          /* BaseEventLoop.create_task */
+    PyObject *format_handle;             /* base_events._format_handle */
+    PyObject *logger;                    /* asyncio.log.logger */
+    PyObject *empty_tuple;
+    PyObject *kwnames_context;           /* ("context",) */
+
+#define FL_NAME_FIELD(name) PyObject *str_##name;
+    FL_NAMES(FL_NAME_FIELD)
+#undef FL_NAME_FIELD
+
+    /* Tasks that are not done, newest first: asyncio.all_tasks() on 3.11-3.13
+     * (3.14 keeps such a list itself). Weak: a task unlinks itself. */
+    fl_task *tasks;
+    uint64_t task_counter; /* for "Task-N" */
+
+    /* Freed handles and future iterators kept for reuse, linked through their
+     * first own field. */
+    fl_handle *free_handles;
+    int n_free_handles;
+    PyObject *free_future_iters;
+    int n_free_future_iters;
+};
+
+extern struct PyModuleDef fl_module_def;
+
+/* The state of the module that defined `type` or one of its bases. Sets
+ * TypeError and gives NULL for a type that is not ours. */
+static inline fl_state *
+fl_state_of_type(PyTypeObject *type)
+{
+    PyObject *module = PyType_GetModuleByDef(type, &fl_module_def);
+    return module == NULL ? NULL : (fl_state *)PyModule_GetState(module);
+}
+
+static inline fl_state *
+fl_state_of_module(PyObject *module)
+{
+    return (fl_state *)PyModule_GetState(module);
+}
+
+/* Each file that owns types or module functions registers them here. Return 0,
+ * or -1 with an exception set. Called once per module, in this order. */
+int fl_handle_init(PyObject *module, fl_state *st);
+int fl_future_init(PyObject *module, fl_state *st);
+int fl_task_init(PyObject *module, fl_state *st);
+int fl_loop_init(PyObject *module, fl_state *st);
+
+/* Make a heap type of `spec` with one base, add it to the module under its own
+ * name, and return a new reference. */
+PyTypeObject *fl_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject *base);
+
+#endif

@@ -1,0 +1,29 @@
+/* task.h - Task: drives a coroutine; it is itself the ready queue's entry. */
+#ifndef FASTLOOP_TASK_H
+#define FASTLOOP_TASK_H
+
+#include "future.h"
+
+struct fl_task {
+    fl_future fut; /* must be first */
+    PyObject *fut_waiter; /* owned: what it awaits, or NULL */
+    PyObject *coro;       /* owned */
+    PyObject *name;       /* owned str, or an int N to become "Task-N" */
+    PyObject *context;    /* owned contextvars.Context */
+    PyObject *step_exc;   /* owned: the scheduled step throws this, or NULL */
+    fl_task *prev, *next; /* fl_state.tasks */
+    Py_ssize_t num_cancels_requested;
+    bool must_cancel;
+    bool log_destroy_pending;
+    bool linked; /* in fl_state.tasks */
+};
+
+/* loop.create_task() without a factory. `name` and `context` may be NULL. */
+PyObject *fl_task_new(fl_loop *loop, PyObject *coro, PyObject *name, PyObject *context,
+                      int eager_start);
+
+/* Run one step from the ready queue; asyncio.current_task() is set by it.
+ * -1 only for KeyboardInterrupt and SystemExit. */
+int fl_task_run(fl_loop *loop, fl_task *task);
+
+#endif

@@ -1,0 +1,47 @@
+/* timers.h - the timers of a loop, by deadline.
+ *
+ * asyncio code makes most timers only to cancel them, so a new timer goes to an
+ * unsorted list, where cancelling is a swap with the last. The list is moved to
+ * a binary heap when one of its deadlines is due or the loop is about to block.
+ * Both hold an owned reference to each handle.
+ */
+#ifndef FASTLOOP_TIMERS_H
+#define FASTLOOP_TIMERS_H
+
+#include "handle.h"
+
+typedef struct {
+    fl_handle **items;
+    size_t len, cap;
+} fl_timer_array;
+
+typedef struct {
+    fl_timer_array fresh; /* unsorted */
+    fl_timer_array heap;  /* least (when_ns, order) first */
+    int64_t fresh_min;    /* no fresh deadline is earlier; INT64_MAX if none */
+    uint64_t next_order;
+} fl_timers;
+
+void fl_timers_open(fl_timers *t);
+void fl_timers_close(fl_timers *t); /* drops every timer */
+
+/* Schedule: takes a new reference. -1 with MemoryError. */
+int fl_timers_add(fl_timers *t, fl_handle *h);
+
+/* Take out a scheduled timer and drop the reference held to it. */
+void fl_timers_remove(fl_timers *t, fl_handle *h);
+
+/* Earliest deadline, nanoseconds, or INT64_MAX. Sorts what is fresh. */
+int fl_timers_next(fl_timers *t, int64_t *deadline);
+
+/* Take out the earliest timer that is due at `now`: 1 and an owned reference
+ * in *h, 0 if none is due, -1 with MemoryError. */
+int fl_timers_pop_due(fl_timers *t, int64_t now, fl_handle **h);
+
+static inline size_t
+fl_timers_len(const fl_timers *t)
+{
+    return t->fresh.len + t->heap.len;
+}
+
+#endif

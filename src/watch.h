@@ -1,0 +1,67 @@
+/* watch.h - who is interested in which file descriptor.
+ *
+ * A table indexed by fd. An entry has either a reader and a writer (Python
+ * handles, level-triggered: add_reader / add_writer) or one C watcher
+ * (a transport). Ready events are appended to the ready queue in asyncio's
+ * order: reader before writer, fds as the kernel reports them.
+ */
+#ifndef FASTLOOP_WATCH_H
+#define FASTLOOP_WATCH_H
+
+#include "handle.h"
+#include "poll.h"
+
+typedef struct fl_watch fl_watch;
+
+/* Embedded in the C object that watches an fd (a transport). */
+struct fl_watch {
+    PyObject *owner; /* borrowed: the object this is embedded in */
+    int fd;          /* -1: not watching */
+    unsigned events; /* accumulated since on_event last ran */
+    bool queued;     /* in the ready queue */
+    /* Called from the ready queue with what happened; owner is kept alive by
+     * the caller. Handles its own errors; -1 only for KeyboardInterrupt and
+     * SystemExit (or another exception that must leave run_forever). */
+    int (*on_event)(fl_watch *w, unsigned events);
+};
+
+typedef struct {
+    fl_handle *reader; /* owned, or NULL */
+    fl_handle *writer; /* owned, or NULL */
+    fl_watch *watch;   /* borrowed: its owner unregisters before it dies */
+    unsigned interest; /* what the poller was told */
+    uint32_t generation; /* changes whenever the interest ends */
+} fl_fd_entry;
+
+typedef struct {
+    fl_fd_entry *entries;
+    int len;
+    int active; /* entries with any interest */
+} fl_fd_table;
+
+void fl_fd_table_close(fl_loop *loop);
+
+/* add_reader / add_writer and their removal; `which` is FL_READ or FL_WRITE.
+ * fl_fd_set_handle takes a new reference and cancels the handle it replaces.
+ * Removal: 1 if there was one (now cancelled), 0 if not, -1 on error. */
+int fl_fd_set_handle(fl_loop *loop, int fd, unsigned which, fl_handle *h);
+int fl_fd_remove_handle(fl_loop *loop, int fd, unsigned which);
+
+/* Begin watching w->fd with `interest` (FL_READ | FL_WRITE | FL_EDGE), change
+ * the interest, and stop. fl_watch_stop also forgets events not yet delivered;
+ * call it before closing the fd. -1 with OSError (or MemoryError) set. */
+int fl_watch_start(fl_loop *loop, fl_watch *w, unsigned interest);
+int fl_watch_change(fl_loop *loop, fl_watch *w, unsigned interest);
+void fl_watch_stop(fl_loop *loop, fl_watch *w);
+
+/* Queue `events` for w as if the poller had reported them (for example the rest
+ * of a large read, after which others must have their turn). */
+int fl_watch_queue(fl_loop *loop, fl_watch *w, unsigned events);
+
+/* Append what the poller reported to the ready queue. */
+int fl_fd_dispatch(fl_loop *loop, const fl_event *events, int n);
+
+/* Cancel and drop all handles (the loop is closing); watchers are left alone. */
+int fl_fd_visit(fl_loop *loop, visitproc visit, void *arg);
+
+#endif
