@@ -1,0 +1,56 @@
+"""What every test relies on: the package under test, and no silent skips in CI."""
+
+import os
+import pathlib
+
+import pytest
+
+import fastloop
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+# A subprocess of a test starts in the checkout, whose fastloop/ has no compiled core when the
+# package is installed elsewhere. PYTHONPATH still works under a safe path.
+os.environ.setdefault("PYTHONSAFEPATH", "1")
+
+# Reasons that a machine, not a Python version, gives for not running a test.
+LACKING = ("needs ", "could not import ")
+
+
+def in_ci():
+    return os.environ.get("CI", "").lower() not in ("", "0", "false")
+
+
+def pytest_report_header(config):
+    return f"fastloop {fastloop.__version__} from {pathlib.Path(fastloop.__file__).parent}"
+
+
+def pytest_configure(config):
+    """FASTLOOP_INSTALLED=1: refuse to test a checkout in place of the installed wheel."""
+    package = pathlib.Path(fastloop.__file__).resolve().parent
+    if os.environ.get("FASTLOOP_INSTALLED") and package == ROOT / "fastloop":
+        raise pytest.UsageError(f"fastloop comes from the checkout: {package}")
+
+
+def fail_if_lacking(report):
+    """In CI a test that skips because something is not installed has failed."""
+    if not (in_ci() and report.skipped and isinstance(report.longrepr, tuple)):
+        return
+    reason = report.longrepr[2].removeprefix("Skipped: ")
+    if reason.startswith(LACKING):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    fail_if_lacking(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    report = yield
+    fail_if_lacking(report)
+    return report
