@@ -1,0 +1,129 @@
+"""What every benchmark shares: the registry, the loops, pinning to cores, timing and the compiling of the C programs."""
+
+import asyncio
+import contextlib
+import hashlib
+import importlib
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+HERE = pathlib.Path(__file__).resolve().parent
+LOOPS = ("fastloop", "asyncio", "uvloop", "rloop", "zuvloop", "rsloop", "zloop", "blazio")
+LIMIT = "limit"  # stands in a loop's place for the bare-C or bare-interpreter figure
+
+sys.path.append(str(HERE.parent))  # last, so that an installed fastloop wins over an in-place build
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One row of the table. `run(loop_name, options)` returns a dict with at least `value`, in `unit`."""
+
+    group: str
+    name: str
+    unit: str
+    run: Callable
+    has_limit: bool = False
+    lower_is_better: bool = False
+    cores: int = 1  # how many cores the measured process may use; a load generator has the next one
+
+    @property
+    def full_name(self):
+        return f"{self.group}.{self.name}"
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a run is told: its length in seconds, or for profiling a fixed number of operations."""
+
+    seconds: float = 0.5
+    ops: int | None = None
+
+
+BENCHMARKS: dict[str, Benchmark] = {}
+
+
+def register(benchmark):
+    BENCHMARKS[benchmark.full_name] = benchmark
+    return benchmark
+
+
+def new_loop(name):
+    """A new event loop of the package `name`; every peer has the same `new_event_loop()`."""
+    loop = importlib.import_module(name).new_event_loop()
+    asyncio.set_event_loop(loop)
+    return loop
+
+
+def is_available(name):
+    try:
+        importlib.import_module(name).new_event_loop().close()
+    except Exception as error:
+        if not isinstance(error, ModuleNotFoundError):
+            print(f"{name} is left out: {error!r}", file=sys.stderr)
+        return False
+    return True
+
+
+def timed(group, *, batch=1, limit=None, unit="ops/s", cores=1):
+    """Register `async def f(loop, k)`, which does `k * batch` operations; `limit(k)` does the same without a loop."""
+
+    def decorate(function):
+        def run(loop_name, options):
+            if loop_name == LIMIT:
+                return {"value": rate(limit, batch, options)}
+            with contextlib.closing(new_loop(loop_name)) as loop:
+                return {"value": rate(lambda k: loop.run_until_complete(function(loop, k)), batch, options)}
+
+        register(Benchmark(group, function.__name__, unit, run, limit is not None, cores=cores))
+        return function
+
+    return decorate
+
+
+def rate(function, batch, options, repeats=3):
+    """Operations a second of `function(k)`: the best of `repeats` timings after one that finds the right `k`."""
+    if options.ops:
+        function(max(1, options.ops // batch))
+        return 0.0
+    k, taken = 1, 0.0
+    while taken < options.seconds / 20:
+        k *= 2
+        taken = elapsed(function, k)
+    k = max(1, round(k * options.seconds / repeats / taken))
+    return k * batch / min(elapsed(function, k) for _ in range(repeats))
+
+
+def elapsed(function, k):
+    start = time.perf_counter()
+    function(k)
+    return time.perf_counter() - start
+
+
+def pin(first, count=1):
+    """Keep this process (and what it starts) on `count` cores from the `first` of the machine's."""
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[(first + i) % len(cores)] for i in range(count)})
+
+
+def cache_directory():
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    path = pathlib.Path(base) / "fastloop-benchmarks"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def compile_c(source, *flags):
+    """Compile `source` (a file beside this one) once, outside the tree; the path of the program or library."""
+    text = (HERE / source).read_bytes()
+    key = hashlib.sha256(repr((text, flags)).encode()).hexdigest()[:16]
+    target = cache_directory() / f"{pathlib.Path(source).stem}-{key}"
+    if not target.exists():
+        part = target.with_suffix(f".{os.getpid()}")
+        subprocess.run(["gcc", "-O2", "-Wall", "-Wextra", "-o", part, HERE / source, *flags], check=True)
+        part.rename(target)
+    return target

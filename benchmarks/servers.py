@@ -1,0 +1,102 @@
+"""Running a server on one core under a load on the next: what the network, HTTP and TLS benchmarks share."""
+
+import json
+import os
+import random
+import socket
+import subprocess
+import tempfile
+import threading
+
+from harness import LIMIT, compile_c, new_loop
+
+ALL_CORES = sorted(os.sched_getaffinity(0))  # read before the worker is pinned
+CLIENT_CORE = {ALL_CORES[1 % len(ALL_CORES)]}
+
+
+def make_socket(kind):
+    """A listening (or, for udp, bound) non-blocking socket and its address in the load generator's notation."""
+    if kind == "unix":
+        path = tempfile.mktemp(prefix="fastloop-benchmark-")
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(path)
+        address = f"unix:{path}"
+    else:
+        # An address of 127/8 of its own: thousands of ports in TIME_WAIT would slow the next run.
+        host = f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}.1"
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM)
+        sock.bind((host, 0))
+        address = f"{kind}:{host}:{sock.getsockname()[1]}"
+    if kind != "udp":
+        sock.listen(4096)
+    sock.setblocking(False)
+    return sock, address
+
+
+def on_client_core(command):
+    """Start `command` on the core that the server does not use."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    os.sched_setaffinity(process.pid, CLIENT_CORE)
+    return process
+
+
+def loadgen(arguments, *, flags=(), scale=1):
+    """A load: how to start the C load generator on an address and how to read its figures; a message counts `scale` times."""
+
+    def start(address, options):
+        seconds = "1e9" if options.ops else str(options.seconds)
+        return on_client_core([compile_c("loadgen.c", *flags), *arguments.split(), "-t", seconds, address])
+
+    def read(output):
+        figures = json.loads(output)
+        return {"value": figures.pop("messages_per_second") * scale, **figures}
+
+    return start, read
+
+
+def finish(process, read):
+    output, errors = process.communicate()
+    if process.returncode:
+        raise RuntimeError(errors.strip() or f"load ended with {process.returncode}")
+    return read(output)
+
+
+def serve(loop_name, options, kind, start_server, load, limit=None):
+    """Start a server on a fresh loop, or `limit(fd)` as its own process, put the load on it, and return the load's figures.
+
+    `start_server` is `async def f(loop, sock)`; what it returns is kept alive meanwhile.
+    """
+    start_load, read = load
+    sock, address = make_socket(kind)
+    try:
+        if loop_name == LIMIT:
+            server = subprocess.Popen(limit(sock.fileno()), pass_fds=[sock.fileno()])
+            try:
+                return finish(start_load(address, options), read)
+            finally:
+                server.kill()
+                server.wait()
+        return serve_loop(new_loop(loop_name), start_server, sock, lambda: finish(start_load(address, options), read))
+    finally:
+        if kind == "unix":
+            os.unlink(address.removeprefix("unix:"))
+
+
+def serve_loop(loop, start_server, sock, run_load):
+    """Run the loop until `run_load()`, in a thread that only waits for its process, is over."""
+    outcome = []
+
+    def watch():
+        try:
+            outcome.append(run_load())
+        except Exception as error:
+            outcome.append(error)
+        loop.call_soon_threadsafe(loop.stop)
+
+    keep = loop.run_until_complete(start_server(loop, sock))
+    threading.Thread(target=watch).start()
+    loop.run_forever()
+    del keep
+    if isinstance(outcome[0], Exception):
+        raise outcome[0]
+    return outcome[0]
