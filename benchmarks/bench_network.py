@@ -21,10 +21,9 @@ class Echo(asyncio.Protocol):
 
 
 class BufferedEcho(asyncio.BufferedProtocol):
-    buffer = memoryview(bytearray(256 * 1024))  # shared: each read is written out before the next
-
     def connection_made(self, transport):
         self.transport = transport
+        self.buffer = memoryview(bytearray(256 * 1024))
 
     def get_buffer(self, sizehint):
         return self.buffer

@@ -86,10 +86,11 @@ def timed(group, *, batch=1, limit=None, unit="ops/s", cores=1):
 
 
 def rate(function, batch, options, repeats=3):
-    """Operations a second of `function(k)`: the best of `repeats` timings after one that finds the right `k`."""
+    """Operations a second of `function(k)`: the best of `repeats` timings after some that find the right `k`."""
     if options.ops:
         function(max(1, options.ops // batch))
         return 0.0
+    function(1)  # what is only done once, such as imports and compiling, is not measured
     k, taken = 1, 0.0
     while taken < options.seconds / 20:
         k *= 2
