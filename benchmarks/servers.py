@@ -24,7 +24,9 @@ def make_socket(kind):
     else:
         # An address of 127/8 of its own: thousands of ports in TIME_WAIT would slow the next run.
         host = f"127.{random.randrange(1, 255)}.{random.randrange(1, 255)}.1"
-        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM if kind == "udp" else socket.SOCK_STREAM)
+        # asyncio sets TCP_NODELAY only where the protocol number is given, as it is on the sockets it makes itself.
+        type_and_protocol = (socket.SOCK_DGRAM, 0) if kind == "udp" else (socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        sock = socket.socket(socket.AF_INET, *type_and_protocol)
         sock.bind((host, 0))
         address = f"{kind}:{host}:{sock.getsockname()[1]}"
     if kind != "udp":
