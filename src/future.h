@@ -59,6 +59,7 @@ int fl_future_traverse(fl_future *f, visitproc visit, void *arg);
 void fl_future_clear(fl_future *f);
 void fl_future_finalize(fl_future *f);
 PyObject *fl_future_iter(PyObject *self);
+void fl_future_free_lists_clear(fl_state *st);
 extern PyMethodDef fl_future_methods[];
 extern PyGetSetDef fl_future_getset[];
 

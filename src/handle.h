@@ -34,7 +34,6 @@ struct fl_handle {
     uint8_t where;
     bool cancelled;
     bool is_timer;
-    bool scheduled; /* asyncio.TimerHandle._scheduled */
 };
 
 /* A new Handle. `context` NULL means a copy of the current one. */
@@ -52,5 +51,7 @@ int fl_handle_run(fl_handle *h);
 
 /* Mark cancelled and drop callback and arguments. */
 int fl_handle_cancel(fl_handle *h);
+
+void fl_handle_free_lists_clear(fl_state *st);
 
 #endif

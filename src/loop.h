@@ -34,12 +34,13 @@ struct fl_loop {
     /* end-of-turn flush */
     fl_flush *flush_head, *flush_tail;
 
-    bool open;          /* tp_init has run and close() has not */
+    bool open;          /* the poller and the queues exist */
     bool closed;
     bool stopping;
     bool debug;
     bool native;        /* call_soon & co. are ours, not a Python subclass's */
     bool io_done;       /* bytes were sent since the last poll: poll next turn */
+    bool first_turn;    /* of this run: it polls, as every turn of asyncio's does */
     unsigned long thread_id; /* of run_forever, 0 when not running */
     int64_t now_ns;     /* clock at the beginning of this turn */
     int64_t polled_ns;  /* clock at the last poll */
@@ -92,13 +93,10 @@ void fl_loop_flush_later(fl_loop *loop, fl_flush *f);
 /* The shared receive buffer, FL_RECV_BUFFER_SIZE bytes, or NULL with MemoryError. */
 char *fl_loop_recv_buffer(fl_loop *loop);
 
-/* call_exception_handler({...}) with the exception that is set (it is cleared).
- * `message` is UTF-8; key/value pairs of further context end with NULL; values
- * may be NULL and are then left out. KeyboardInterrupt and SystemExit are not
- * reported but left set: -1. */
-int fl_loop_report(PyObject *loop, const char *message, ...);
-
 /* asyncio.current_task() of this loop becomes `task` (NULL: none). */
 int fl_loop_swap_current(fl_loop *loop, PyObject *task);
+
+/* The same, while an exception may be set, which is kept. */
+int fl_loop_restore_current(fl_loop *loop, PyObject *task);
 
 #endif

@@ -28,16 +28,9 @@ typedef struct fl_task fl_task;
 typedef struct fl_handle fl_handle;
 
 /* Interned attribute and method names, one field a name. */
-#define FL_NAMES(X)                                                              \
-    X(_asyncio_future_blocking) X(add_done_callback) X(call_soon) X(cancel)      \
-    X(call_exception_handler) X(context) X(get_loop) X(_loop) X(get_debug)       \
-    X(throw) X(message) X(exception) X(future) X(task) X(handle)                 \
-    X(source_traceback) X(debug) X(name) X(coro) X(loop) X(eager_start)          \
-    X(remove_done_callback) X(__name__) X(_callback) X(_args) X(set_result)      \
-    X(set_name) X(create_task) X(fileno) X(_check_callback)                     \
-    X(_source_traceback) X(extract_stack) X(_asyncgen_firstiter_hook)            \
-    X(_asyncgen_finalizer_hook) X(warning) X(is_running)                         \
-    X(_set_coroutine_origin_tracking) X(slow_callback_duration)
+#define FL_NAMES(X)                                                                      \
+    X(_asyncio_future_blocking) X(add_done_callback) X(call_soon) X(cancel) X(get_loop)  \
+    X(_loop) X(get_debug) X(throw) X(is_running) X(_check_callback)
 
 struct fl_state {
     PyObject *module; /* borrowed: the module owns this state */
@@ -59,16 +52,16 @@ struct fl_state {
     PyObject *isgenerator;               /* inspect.isgenerator */
     PyObject *extract_stack;             /* format_helpers.extract_stack */
     PyObject *format_callback_source;    /* format_helpers._format_callback_source */
+    bool format_callback_takes_debug;    /* it has a keyword `debug` (3.13+) */
     PyObject *future_repr;               /* base_futures._future_repr */
     PyObject *task_repr;                 /* base_tasks._task_repr */
     PyObject *task_get_stack;            /* base_tasks._task_get_stack */
     PyObject *task_print_stack;          /* base_tasks._task_print_stack */
     PyObject *set_result_unless_cancelled; /* futures._set_result_unless_cancelled */
-    PyObject *set_running_loop;          /* events._set_running_loop */
-    PyObject *get_running_loop;          /* events._get_running_loop */
     PyObject *get_event_loop;            /* events.get_event_loop */
     PyObject *current_tasks;             /* 3.11: tasks._current_tasks, a dict */
     PyObject *swap_current_task;         /* 3.12+: _asyncio._swap_current_task */
+    PyObject *enter_task, *leave_task;   /* tasks._enter_task, _leave_task */
     PyObject *register_task;             /* 3.14+: _asyncio._register_task */
     PyObject *register_eager_task;       /* 3.12+ */
     PyObject *unregister_eager_task;     /* 3.12+ */
@@ -121,8 +114,46 @@ int fl_future_init(PyObject *module, fl_state *st);
 int fl_task_init(PyObject *module, fl_state *st);
 int fl_loop_init(PyObject *module, fl_state *st);
 
-/* Make a heap type of `spec` with one base, add it to the module under its own
- * name, and return a new reference. */
-PyTypeObject *fl_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject *base);
+/* Make a heap type of `spec` with one base (NULL: object), add it to the module
+ * under its own name, and return a new reference. Our structs begin with room
+ * for the base's own fields: base_size bytes, which must be enough. */
+PyTypeObject *fl_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject *base,
+                          Py_ssize_t base_size);
+
+/* End of the dealloc of a subtype of _asyncio.Future / Task: let the base free
+ * its own fields and the object. */
+static inline void
+fl_dealloc_base(PyObject *self, PyTypeObject *base)
+{
+#if PY_VERSION_HEX < 0x030c0000
+    /* 3.11's base is a static type, which does not know that its subtype is not */
+    PyTypeObject *type = Py_TYPE(self);
+    base->tp_dealloc(self);
+    Py_DECREF(type);
+#else
+    base->tp_dealloc(self);
+#endif
+}
+
+static inline bool
+fl_is_finalizing(void)
+{
+#if PY_VERSION_HEX >= 0x030d0000
+    return Py_IsFinalizing();
+#else
+    return _Py_IsFinalizing();
+#endif
+}
+
+typedef PyObject *(*fl_fastcall)(PyObject *, PyObject *const *, Py_ssize_t, PyObject *);
+
+/* Call a METH_FASTCALL | METH_KEYWORDS function of C without the call protocol
+ * around it; for the few functions of _asyncio that every task step needs. */
+static inline PyObject *
+fl_call_cfunction(PyObject *function, PyObject *const *args, Py_ssize_t nargs)
+{
+    fl_fastcall call = (fl_fastcall)(void (*)(void))PyCFunction_GET_FUNCTION(function);
+    return call(PyCFunction_GET_SELF(function), args, nargs, NULL);
+}
 
 #endif

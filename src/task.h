@@ -22,6 +22,13 @@ struct fl_task {
 PyObject *fl_task_new(fl_loop *loop, PyObject *coro, PyObject *name, PyObject *context,
                       int eager_start);
 
+/* The callable that asyncio would have put among a future's callbacks: wakes the
+ * task with the future it is called with. New reference. */
+PyObject *fl_task_wakeup_callable(fl_task *task);
+
+/* The tasks of st->tasks that are not done, as a new list. */
+PyObject *fl_live_tasks(fl_state *st);
+
 /* Run one step from the ready queue; asyncio.current_task() is set by it.
  * -1 only for KeyboardInterrupt and SystemExit. */
 int fl_task_run(fl_loop *loop, fl_task *task);

@@ -1,0 +1,569 @@
+/* handle.c - Handle and TimerHandle. */
+#include "handle.h"
+
+#include <math.h>
+#include <string.h>
+
+#include "future.h"
+#include "report.h"
+
+enum { FL_FREE_HANDLES_MAX = 512 };
+
+static inline fl_handle *
+as_handle(PyObject *self)
+{
+    return (fl_handle *)self;
+}
+
+/* Not owned: a handle without its loop is one that is being made or freed. */
+static inline fl_loop *
+loop_of(const fl_handle *h)
+{
+    return (fl_loop *)h->loop;
+}
+
+/* futures._set_result_unless_cancelled(future, result), as asyncio.sleep() passes
+ * it to call_later(): done in C, without a context. */
+static inline bool
+is_sleep_end(const fl_state *st, PyObject *callback, PyObject *const *args, Py_ssize_t nargs)
+{
+    return callback == st->set_result_unless_cancelled && nargs == 2 &&
+           Py_IS_TYPE(args[0], st->FutureType);
+}
+
+static fl_handle *
+handle_alloc(fl_state *st, PyTypeObject *type)
+{
+    fl_handle *h = st->free_handles;
+    if (h == NULL) {
+        return (fl_handle *)type->tp_alloc(type, 0); /* zeroed and tracked */
+    }
+    st->free_handles = (fl_handle *)h->more_args;
+    st->n_free_handles--;
+    memset((char *)h + FL_HANDLE_BASE_SIZE, 0, sizeof(*h) - FL_HANDLE_BASE_SIZE);
+    PyObject_Init((PyObject *)h, type);
+    PyObject_GC_Track(h);
+    return h;
+}
+
+static int
+handle_fill(fl_handle *h, fl_loop *loop, PyObject *callback, PyObject *const *args,
+            Py_ssize_t nargs, PyObject *context)
+{
+    h->loop = Py_NewRef(loop);
+    h->callback = Py_NewRef(callback);
+    if (nargs <= FL_HANDLE_INLINE_ARGS) {
+        for (Py_ssize_t i = 0; i < nargs; i++) {
+            h->args[1 + i] = Py_NewRef(args[i]);
+        }
+        h->nargs = (uint8_t)nargs;
+    }
+    else {
+        h->more_args = PyTuple_New(nargs);
+        if (h->more_args == NULL) {
+            return -1;
+        }
+        for (Py_ssize_t i = 0; i < nargs; i++) {
+            PyTuple_SET_ITEM(h->more_args, i, Py_NewRef(args[i]));
+        }
+    }
+    if (context != NULL && context != Py_None) {
+        h->context = Py_NewRef(context);
+    }
+    else if (!is_sleep_end(loop->st, callback, args, nargs)) {
+        h->context = PyContext_CopyCurrent();
+        if (h->context == NULL) {
+            return -1;
+        }
+    }
+    if (loop->debug) {
+        h->source_traceback = PyObject_CallNoArgs(loop->st->extract_stack);
+        if (h->source_traceback == NULL) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+fl_handle *
+fl_handle_new(fl_loop *loop, PyObject *callback, PyObject *const *args, Py_ssize_t nargs,
+              PyObject *context)
+{
+    fl_handle *h = handle_alloc(loop->st, loop->st->HandleType);
+    if (h != NULL && handle_fill(h, loop, callback, args, nargs, context) < 0) {
+        Py_CLEAR(h);
+    }
+    return h;
+}
+
+/* Seconds to nanoseconds, rounded up so that a timer never runs early. */
+static int64_t
+deadline_ns(double when)
+{
+    double ns = ceil(when * 1e9);
+    if (!(ns < 9.2e18)) { /* later than the clock can count, or NaN: never */
+        return INT64_MAX - 1;
+    }
+    return ns < 0 ? 0 : (int64_t)ns;
+}
+
+fl_handle *
+fl_timer_handle_new(fl_loop *loop, double when, PyObject *callback, PyObject *const *args,
+                    Py_ssize_t nargs, PyObject *context)
+{
+    fl_handle *h = handle_alloc(loop->st, loop->st->TimerHandleType);
+    if (h == NULL) {
+        return NULL;
+    }
+    h->is_timer = true;
+    h->when = when;
+    h->when_ns = deadline_ns(when);
+    if (handle_fill(h, loop, callback, args, nargs, context) < 0) {
+        Py_CLEAR(h);
+    }
+    return h;
+}
+
+static PyObject *
+handle_args_tuple(const fl_handle *h)
+{
+    if (h->more_args != NULL) {
+        return Py_NewRef(h->more_args);
+    }
+    PyObject *tuple = PyTuple_New(h->nargs);
+    if (tuple != NULL) {
+        for (int i = 0; i < h->nargs; i++) {
+            PyTuple_SET_ITEM(tuple, i, Py_NewRef(h->args[1 + i]));
+        }
+    }
+    return tuple;
+}
+
+/* "Exception in callback f(1)" to the exception handler, with the exception that
+ * is set. The text is made by asyncio's own formatter. */
+static int
+handle_report(fl_handle *h, PyObject *callback)
+{
+    fl_loop *loop = loop_of(h);
+    fl_state *st = loop->st;
+    PyObject *type, *value, *tb;
+    PyObject *args = NULL, *kwargs = NULL, *call_args = NULL, *source = NULL;
+    char *message = NULL;
+    int rc;
+
+    PyErr_Fetch(&type, &value, &tb);
+    args = handle_args_tuple(h);
+    call_args = args == NULL ? NULL : PyTuple_Pack(2, callback, args);
+    if (call_args != NULL && st->format_callback_takes_debug) {
+        kwargs = Py_BuildValue("{sO}", "debug", loop->debug ? Py_True : Py_False);
+    }
+    if (call_args != NULL) {
+        source = PyObject_Call(st->format_callback_source, call_args, kwargs);
+    }
+    const char *text = source == NULL ? NULL : PyUnicode_AsUTF8(source);
+    PyErr_Clear(); /* a repr that raises must not hide the exception itself */
+    if (text == NULL) {
+        text = "?";
+    }
+    message = PyMem_Malloc(strlen(text) + sizeof("Exception in callback "));
+    if (message != NULL) {
+        strcpy(message, "Exception in callback ");
+        strcat(message, text);
+    }
+    PyErr_Restore(type, value, tb);
+    rc = fl_report_raised((PyObject *)loop,
+                          message == NULL ? "Exception in callback" : message, "handle",
+                          (PyObject *)h, "source_traceback", h->source_traceback,
+                          (char *)NULL);
+    PyMem_Free(message);
+    Py_XDECREF(args);
+    Py_XDECREF(kwargs);
+    Py_XDECREF(call_args);
+    Py_XDECREF(source);
+    return rc;
+}
+
+static PyObject *
+handle_call(fl_handle *h, PyObject *callback)
+{
+    if (h->more_args != NULL) {
+        PyObject *args = Py_NewRef(h->more_args);
+        PyObject *result = PyObject_Call(callback, args, NULL);
+        Py_DECREF(args);
+        return result;
+    }
+    /* cancel() during the call drops the handle's own references */
+    PyObject *args[1 + FL_HANDLE_INLINE_ARGS];
+    int nargs = h->nargs;
+    for (int i = 1; i <= nargs; i++) {
+        args[i] = Py_NewRef(h->args[i]);
+    }
+    PyObject *result =
+        PyObject_Vectorcall(callback, args + 1, (size_t)nargs | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+    for (int i = 1; i <= nargs; i++) {
+        Py_DECREF(args[i]);
+    }
+    return result;
+}
+
+int
+fl_handle_run(fl_handle *h)
+{
+    if (h->cancelled) {
+        return 0;
+    }
+    PyObject *callback = Py_NewRef(h->callback);
+    PyObject *context = Py_XNewRef(h->context);
+    PyObject *result = NULL;
+    int rc = 0;
+
+    if (context == NULL) { /* the end of an asyncio.sleep() */
+        fl_future *f = (fl_future *)h->args[1];
+        if (f->state == FL_CANCELLED || fl_future_set_result(f, h->args[2]) == 0) {
+            result = Py_NewRef(Py_None);
+        }
+    }
+    else if (PyContext_Enter(context) == 0) {
+        result = handle_call(h, callback);
+        if (PyContext_Exit(context) < 0) {
+            Py_CLEAR(result);
+        }
+    }
+    if (result == NULL) {
+        rc = handle_report(h, callback);
+    }
+    Py_XDECREF(result);
+    Py_XDECREF(context);
+    Py_DECREF(callback);
+    return rc;
+}
+
+static void
+handle_drop_call(fl_handle *h)
+{
+    PyObject *callback = h->callback, *more_args = h->more_args;
+    PyObject *args[FL_HANDLE_INLINE_ARGS];
+    int nargs = h->nargs;
+
+    memcpy(args, h->args + 1, sizeof(args));
+    h->callback = h->more_args = NULL;
+    h->nargs = 0;
+    Py_XDECREF(callback);
+    Py_XDECREF(more_args);
+    for (int i = 0; i < nargs; i++) {
+        Py_DECREF(args[i]);
+    }
+}
+
+int
+fl_handle_cancel(fl_handle *h)
+{
+    if (h->cancelled) {
+        return 0;
+    }
+    if (h->loop != NULL && loop_of(h)->debug) {
+        /* Kept so that the repr still tells what it was (asyncio does so too). */
+        PyObject *repr = PyObject_Repr((PyObject *)h);
+        if (repr == NULL) {
+            return -1;
+        }
+        Py_XSETREF(h->repr, repr);
+    }
+    h->cancelled = true;
+    Py_INCREF(h);
+    handle_drop_call(h);
+    if (h->is_timer && h->loop != NULL) {
+        fl_timers_remove(&loop_of(h)->timers, h);
+    }
+    Py_DECREF(h);
+    return 0;
+}
+
+/* --- methods --- */
+
+static PyObject *
+handle_cancel(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (fl_handle_cancel(as_handle(self)) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+handle_cancelled(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(as_handle(self)->cancelled);
+}
+
+static PyObject *
+handle_run(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (fl_handle_run(as_handle(self)) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *
+handle_get_context_attr(PyObject *self, void *Py_UNUSED(closure))
+{
+    fl_handle *h = as_handle(self);
+    if (h->context == NULL) {
+        return PyContext_CopyCurrent();
+    }
+    return Py_NewRef(h->context);
+}
+
+static PyObject *
+handle_get_context(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return handle_get_context_attr(self, NULL);
+}
+
+static PyObject *
+timer_when(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyFloat_FromDouble(as_handle(self)->when);
+}
+
+static PyObject *
+none_or(PyObject *object)
+{
+    return Py_NewRef(object == NULL ? Py_None : object);
+}
+
+static PyObject *
+handle_get_loop(PyObject *self, void *Py_UNUSED(closure))
+{
+    return none_or(as_handle(self)->loop);
+}
+
+static PyObject *
+handle_get_callback(PyObject *self, void *Py_UNUSED(closure))
+{
+    return none_or(as_handle(self)->callback);
+}
+
+static PyObject *
+handle_get_args(PyObject *self, void *Py_UNUSED(closure))
+{
+    fl_handle *h = as_handle(self);
+    if (h->cancelled) {
+        Py_RETURN_NONE;
+    }
+    return handle_args_tuple(h);
+}
+
+static PyObject *
+handle_get_cancelled(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(as_handle(self)->cancelled);
+}
+
+static PyObject *
+handle_get_repr(PyObject *self, void *Py_UNUSED(closure))
+{
+    return none_or(as_handle(self)->repr);
+}
+
+static PyObject *
+handle_get_source_traceback(PyObject *self, void *Py_UNUSED(closure))
+{
+    return none_or(as_handle(self)->source_traceback);
+}
+
+static int
+handle_set_source_traceback(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    Py_XSETREF(as_handle(self)->source_traceback,
+               value == Py_None ? NULL : Py_XNewRef(value));
+    return 0;
+}
+
+static PyObject *
+timer_get_when(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyFloat_FromDouble(as_handle(self)->when);
+}
+
+static PyObject *
+timer_get_scheduled(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(as_handle(self)->where != FL_TIMER_IDLE);
+}
+
+/* --- life --- */
+
+static int
+handle_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    fl_handle *h = as_handle(self);
+    Py_VISIT(Py_TYPE(self));
+    Py_VISIT(h->loop);
+    Py_VISIT(h->context);
+    Py_VISIT(h->callback);
+    for (int i = 0; i < h->nargs; i++) {
+        Py_VISIT(h->args[1 + i]);
+    }
+    Py_VISIT(h->more_args);
+    Py_VISIT(h->source_traceback);
+    return 0;
+}
+
+static int
+handle_clear(PyObject *self)
+{
+    fl_handle *h = as_handle(self);
+    h->cancelled = true; /* it has nothing left to call */
+    handle_drop_call(h);
+    Py_CLEAR(h->loop);
+    Py_CLEAR(h->context);
+    Py_CLEAR(h->source_traceback);
+    Py_CLEAR(h->repr);
+    return 0;
+}
+
+static void
+handle_dealloc(PyObject *self)
+{
+    fl_handle *h = as_handle(self);
+    PyTypeObject *type = Py_TYPE(self);
+    /* the loop outlives this function: it owns the state and the free list */
+    PyObject *loop = Py_XNewRef(h->loop);
+    fl_state *st = loop == NULL ? NULL : ((fl_loop *)loop)->st;
+
+    PyObject_GC_UnTrack(self);
+    PyObject_ClearWeakRefs(self);
+    handle_clear(self);
+    if (st != NULL && st->n_free_handles < FL_FREE_HANDLES_MAX &&
+        (type == st->HandleType || type == st->TimerHandleType)) {
+        h->more_args = (PyObject *)st->free_handles;
+        st->free_handles = h;
+        st->n_free_handles++;
+    }
+    else {
+        type->tp_free(self);
+    }
+    Py_DECREF(type);
+    Py_XDECREF(loop);
+}
+
+PyDoc_STRVAR(cancel_doc, "cancel($self, /)\n--\n\nCancel the callback; without effect once it ran.");
+PyDoc_STRVAR(cancelled_doc, "cancelled($self, /)\n--\n\nTrue if the callback was cancelled.");
+PyDoc_STRVAR(get_context_doc, "get_context($self, /)\n--\n\nThe contextvars.Context the callback runs in.");
+PyDoc_STRVAR(run_doc, "_run($self, /)\n--\n\nCall the callback now, in its context.");
+PyDoc_STRVAR(when_doc, "when($self, /)\n--\n\nThe loop.time() (seconds) at which the callback is due.");
+
+static PyMethodDef handle_methods[] = {
+    {"cancel", handle_cancel, METH_NOARGS, cancel_doc},
+    {"cancelled", handle_cancelled, METH_NOARGS, cancelled_doc},
+    {"get_context", handle_get_context, METH_NOARGS, get_context_doc},
+    {"_run", handle_run, METH_NOARGS, run_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMethodDef timer_methods[] = {
+    {"cancel", handle_cancel, METH_NOARGS, cancel_doc},
+    {"cancelled", handle_cancelled, METH_NOARGS, cancelled_doc},
+    {"get_context", handle_get_context, METH_NOARGS, get_context_doc},
+    {"_run", handle_run, METH_NOARGS, run_doc},
+    {"when", timer_when, METH_NOARGS, when_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef handle_getset[] = {
+    {"_loop", handle_get_loop, NULL, NULL, NULL},
+    {"_callback", handle_get_callback, NULL, NULL, NULL},
+    {"_args", handle_get_args, NULL, NULL, NULL},
+    {"_context", handle_get_context_attr, NULL, NULL, NULL},
+    {"_cancelled", handle_get_cancelled, NULL, NULL, NULL},
+    {"_repr", handle_get_repr, NULL, NULL, NULL},
+    {"_source_traceback", handle_get_source_traceback, handle_set_source_traceback, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyGetSetDef timer_getset[] = {
+    {"_loop", handle_get_loop, NULL, NULL, NULL},
+    {"_callback", handle_get_callback, NULL, NULL, NULL},
+    {"_args", handle_get_args, NULL, NULL, NULL},
+    {"_context", handle_get_context_attr, NULL, NULL, NULL},
+    {"_cancelled", handle_get_cancelled, NULL, NULL, NULL},
+    {"_repr", handle_get_repr, NULL, NULL, NULL},
+    {"_source_traceback", handle_get_source_traceback, handle_set_source_traceback, NULL, NULL},
+    {"_when", timer_get_when, NULL, NULL, NULL},
+    {"_scheduled", timer_get_scheduled, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyType_Slot handle_slots[] = {
+    {Py_tp_doc, "A callback in the ready queue; see asyncio.Handle."},
+    {Py_tp_methods, handle_methods},
+    {Py_tp_getset, handle_getset},
+    {Py_tp_traverse, handle_traverse},
+    {Py_tp_clear, handle_clear},
+    {Py_tp_dealloc, handle_dealloc},
+    {0, NULL},
+};
+
+static PyType_Slot timer_slots[] = {
+    {Py_tp_doc, "A callback due at some time; see asyncio.TimerHandle."},
+    {Py_tp_methods, timer_methods},
+    {Py_tp_getset, timer_getset},
+    {Py_tp_traverse, handle_traverse},
+    {Py_tp_clear, handle_clear},
+    {Py_tp_dealloc, handle_dealloc},
+    {0, NULL},
+};
+
+static PyType_Spec handle_spec = {
+    .name = "fastloop._core.Handle",
+    .basicsize = sizeof(fl_handle),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = handle_slots,
+};
+
+static PyType_Spec timer_spec = {
+    .name = "fastloop._core.TimerHandle",
+    .basicsize = sizeof(fl_handle),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = timer_slots,
+};
+
+void
+fl_handle_free_lists_clear(fl_state *st)
+{
+    while (st->free_handles != NULL) {
+        fl_handle *h = st->free_handles;
+        st->free_handles = (fl_handle *)h->more_args;
+        PyTypeObject *type = h->is_timer ? st->TimerHandleType : st->HandleType;
+        type->tp_free((PyObject *)h);
+    }
+    st->n_free_handles = 0;
+}
+
+int
+fl_handle_init(PyObject *module, fl_state *st)
+{
+    int rc = -1;
+    PyObject *base = NULL, *timer_base = NULL;
+    PyObject *events = PyImport_ImportModule("asyncio.events");
+
+    if (events == NULL ||
+        (base = PyObject_GetAttrString(events, "Handle")) == NULL ||
+        (timer_base = PyObject_GetAttrString(events, "TimerHandle")) == NULL) {
+        goto done;
+    }
+    st->HandleType = fl_add_type(module, &handle_spec, (PyTypeObject *)base,
+                                 FL_HANDLE_BASE_SIZE);
+    st->TimerHandleType = fl_add_type(module, &timer_spec, (PyTypeObject *)timer_base,
+                                      FL_HANDLE_BASE_SIZE);
+    if (st->HandleType != NULL && st->TimerHandleType != NULL) {
+        rc = 0;
+    }
+done:
+    Py_XDECREF(events);
+    Py_XDECREF(base);
+    Py_XDECREF(timer_base);
+    return rc;
+}

@@ -1,0 +1,1010 @@
+/* loop.c - the Loop type: call_soon and its kin, futures and tasks, fd handles.
+ * What happens in one turn is in turn.c. */
+#include "loop.h"
+
+#include <math.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "task.h"
+#include "turn.h"
+
+static inline fl_loop *
+as_loop(PyObject *self)
+{
+    return (fl_loop *)self;
+}
+
+int64_t
+fl_clock_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* --- for the other files --- */
+
+int
+fl_loop_check_closed(fl_loop *loop)
+{
+    if (loop->closed || !loop->open) {
+        PyErr_SetString(PyExc_RuntimeError, "Event loop is closed");
+        return -1;
+    }
+    return 0;
+}
+
+/* asyncio's debug mode refuses call_soon() & co. from a foreign thread. */
+static int
+check_thread(fl_loop *loop)
+{
+    if (loop->thread_id == 0 || loop->thread_id == PyThread_get_thread_ident()) {
+        return 0;
+    }
+    PyErr_SetString(PyExc_RuntimeError,
+                    "Non-thread-safe operation invoked on an event loop other than the "
+                    "current one");
+    return -1;
+}
+
+static int
+check_callable_now(fl_loop *loop)
+{
+    if (fl_loop_check_closed(loop) < 0) {
+        return -1;
+    }
+    return loop->debug ? check_thread(loop) : 0;
+}
+
+int
+fl_loop_push_task(fl_loop *loop, fl_task *task)
+{
+    if (check_callable_now(loop) < 0 ||
+        fl_ready_push(&loop->ready, task, FL_READY_TASK) < 0) {
+        return -1;
+    }
+    Py_INCREF(task);
+    return 0;
+}
+
+int
+fl_loop_push_handle(fl_loop *loop, fl_handle *handle)
+{
+    if (fl_ready_push(&loop->ready, handle, FL_READY_HANDLE) < 0) {
+        return -1;
+    }
+    Py_INCREF(handle);
+    return 0;
+}
+
+int
+fl_loop_call_soon(fl_loop *loop, PyObject *callback, PyObject *const *args, Py_ssize_t nargs,
+                  PyObject *context)
+{
+    if (check_callable_now(loop) < 0) {
+        return -1;
+    }
+    fl_handle *h = fl_handle_new(loop, callback, args, nargs, context);
+    if (h == NULL) {
+        return -1;
+    }
+    if (fl_ready_push(&loop->ready, h, FL_READY_HANDLE) < 0) {
+        Py_DECREF(h);
+        return -1;
+    }
+    return 0;
+}
+
+void
+fl_loop_flush_later(fl_loop *loop, fl_flush *f)
+{
+    if (f->queued) {
+        return;
+    }
+    f->queued = true;
+    f->next = NULL;
+    Py_INCREF(f->owner);
+    if (loop->flush_tail == NULL) {
+        loop->flush_head = f;
+    }
+    else {
+        loop->flush_tail->next = f;
+    }
+    loop->flush_tail = f;
+}
+
+char *
+fl_loop_recv_buffer(fl_loop *loop)
+{
+    if (loop->recv_buffer == NULL) {
+        loop->recv_buffer = PyMem_Malloc(FL_RECV_BUFFER_SIZE);
+        if (loop->recv_buffer == NULL) {
+            PyErr_NoMemory();
+        }
+    }
+    return loop->recv_buffer;
+}
+
+int
+fl_loop_swap_current(fl_loop *loop, PyObject *task)
+{
+    fl_state *st = loop->st;
+    int rc;
+
+    if (loop->current_task == task) {
+        return 0;
+    }
+#if PY_VERSION_HEX >= 0x030c0000
+    PyObject *args[2] = {(PyObject *)loop, task == NULL ? Py_None : task};
+    PyObject *before = fl_call_cfunction(st->swap_current_task, args, 2);
+    rc = before == NULL ? -1 : 0;
+#else
+    PyObject *before = NULL;
+    if (task != NULL) {
+        rc = PyDict_SetItem(st->current_tasks, (PyObject *)loop, task);
+    }
+    else {
+        rc = PyDict_DelItem(st->current_tasks, (PyObject *)loop);
+        if (rc < 0 && PyErr_ExceptionMatches(PyExc_KeyError)) {
+            PyErr_Clear(); /* user code has left the task itself */
+            rc = 0;
+        }
+    }
+#endif
+    if (rc == 0) {
+        PyObject *old = loop->current_task;
+        loop->current_task = Py_XNewRef(task);
+        Py_XDECREF(old);
+    }
+    Py_XDECREF(before);
+    return rc;
+}
+
+int
+fl_loop_restore_current(fl_loop *loop, PyObject *task)
+{
+    PyObject *type, *value, *tb;
+    PyErr_Fetch(&type, &value, &tb);
+    int rc = fl_loop_swap_current(loop, task);
+    if (type != NULL) {
+        if (rc < 0) {
+            PyErr_Clear();
+        }
+        PyErr_Restore(type, value, tb);
+    }
+    return rc;
+}
+
+/* --- call_soon and its kin --- */
+
+/* Splits off the one keyword that all of them take. `*context` is borrowed. */
+static int
+parse_context(const char *name, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+              Py_ssize_t required, PyObject **context)
+{
+    Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
+    *context = NULL;
+    if (nargs < required) {
+        PyErr_Format(PyExc_TypeError, "%s() missing required positional argument: '%s'", name,
+                     nargs == 0 && required == 2 ? "delay" : "callback");
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < nkw; i++) {
+        PyObject *key = PyTuple_GET_ITEM(kwnames, i);
+        if (PyUnicode_CompareWithASCIIString(key, "context") != 0) {
+            PyErr_Format(PyExc_TypeError, "%s() got an unexpected keyword argument '%U'", name,
+                         key);
+            return -1;
+        }
+        *context = args[nargs + i];
+    }
+    if (*context != NULL && *context != Py_None && !PyContext_CheckExact(*context)) {
+        PyErr_Format(PyExc_TypeError, "%s() context must be a contextvars.Context, not %.100s",
+                     name, Py_TYPE(*context)->tp_name);
+        return -1;
+    }
+    return 0;
+}
+
+/* Debug mode: asyncio's own _check_callback(callback, method). */
+static int
+check_callback(fl_loop *loop, PyObject *callback, const char *method)
+{
+    PyObject *none = PyObject_CallMethod((PyObject *)loop, "_check_callback", "Os", callback,
+                                         method);
+    Py_XDECREF(none);
+    return none == NULL ? -1 : 0;
+}
+
+static PyObject *
+call_soon(fl_loop *loop, const char *name, PyObject *const *args, Py_ssize_t nargs,
+          PyObject *kwnames)
+{
+    PyObject *context;
+    if (parse_context(name, args, nargs, kwnames, 1, &context) < 0) {
+        return NULL;
+    }
+    if (loop->debug && check_callback(loop, args[0], name) < 0) {
+        return NULL;
+    }
+    fl_handle *h = fl_handle_new(loop, args[0], args + 1, nargs - 1, context);
+    if (h != NULL && fl_loop_push_handle(loop, h) < 0) {
+        Py_CLEAR(h);
+    }
+    return (PyObject *)h;
+}
+
+PyDoc_STRVAR(call_soon_doc,
+             "call_soon($self, callback, /, *args, context=None)\n--\n\n"
+             "Call callback(*args) in the next turn. Returns a Handle. RuntimeError if closed.");
+
+static PyObject *
+loop_call_soon(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    if (check_callable_now(as_loop(self)) < 0) {
+        return NULL;
+    }
+    return call_soon(as_loop(self), "call_soon", args, nargs, kwnames);
+}
+
+PyDoc_STRVAR(call_soon_threadsafe_doc,
+             "call_soon_threadsafe($self, callback, /, *args, context=None)\n--\n\n"
+             "call_soon() from any thread or signal handler.");
+
+static PyObject *
+loop_call_soon_threadsafe(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                          PyObject *kwnames)
+{
+    if (fl_loop_check_closed(as_loop(self)) < 0) {
+        return NULL;
+    }
+    PyObject *h = call_soon(as_loop(self), "call_soon_threadsafe", args, nargs, kwnames);
+    if (h != NULL) {
+        fl_loop_wake(as_loop(self));
+    }
+    return h;
+}
+
+static PyObject *
+schedule_timer(fl_loop *loop, const char *name, double when, PyObject *const *args,
+               Py_ssize_t nargs, PyObject *context)
+{
+    if (check_callable_now(loop) < 0 ||
+        (loop->debug && check_callback(loop, args[1], name) < 0)) {
+        return NULL;
+    }
+    fl_handle *h = fl_timer_handle_new(loop, when, args[1], args + 2, nargs - 2, context);
+    if (h != NULL && fl_timers_add(&loop->timers, h) < 0) {
+        Py_CLEAR(h);
+    }
+    return (PyObject *)h;
+}
+
+/* Any real number, as asyncio takes it: what float arithmetic accepts. */
+static int
+to_seconds(PyObject *number, double *seconds)
+{
+    if (PyFloat_CheckExact(number)) {
+        *seconds = PyFloat_AS_DOUBLE(number);
+        return 0;
+    }
+    *seconds = PyFloat_AsDouble(number);
+    return *seconds == -1.0 && PyErr_Occurred() ? -1 : 0;
+}
+
+PyDoc_STRVAR(call_later_doc,
+             "call_later($self, delay, callback, /, *args, context=None)\n--\n\n"
+             "Call callback(*args) after delay seconds. Returns a TimerHandle.");
+
+static PyObject *
+loop_call_later(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    PyObject *context;
+    double delay;
+    if (parse_context("call_later", args, nargs, kwnames, 2, &context) < 0) {
+        return NULL;
+    }
+    if (args[0] == Py_None) {
+        PyErr_SetString(PyExc_TypeError, "delay must not be None");
+        return NULL;
+    }
+    if (to_seconds(args[0], &delay) < 0) {
+        return NULL;
+    }
+    double when = (double)fl_clock_ns() * 1e-9 + delay;
+    return schedule_timer(as_loop(self), "call_later", when, args, nargs, context);
+}
+
+PyDoc_STRVAR(call_at_doc,
+             "call_at($self, when, callback, /, *args, context=None)\n--\n\n"
+             "Call callback(*args) at loop.time() == when (seconds). Returns a TimerHandle.");
+
+static PyObject *
+loop_call_at(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    PyObject *context;
+    double when;
+    if (parse_context("call_at", args, nargs, kwnames, 2, &context) < 0) {
+        return NULL;
+    }
+    if (args[0] == Py_None) {
+        PyErr_SetString(PyExc_TypeError, "when cannot be None");
+        return NULL;
+    }
+    if (to_seconds(args[0], &when) < 0) {
+        return NULL;
+    }
+    return schedule_timer(as_loop(self), "call_at", when, args, nargs, context);
+}
+
+PyDoc_STRVAR(time_doc, "time($self, /)\n--\n\nThe loop's clock, time.monotonic(), in seconds.");
+
+static PyObject *
+loop_time(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(ignored))
+{
+    return PyFloat_FromDouble((double)fl_clock_ns() * 1e-9);
+}
+
+/* --- futures and tasks --- */
+
+PyDoc_STRVAR(create_future_doc, "create_future($self, /)\n--\n\nA new fastloop.Future.");
+
+static PyObject *
+loop_create_future(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return fl_future_new(as_loop(self));
+}
+
+/* asyncio's create_task(), which knows how this version calls a task factory. */
+static PyObject *
+create_task_by_factory(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
+                       PyObject *kwnames)
+{
+    PyObject *stack[16] = {self};
+    Py_ssize_t total = nargs + (kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames));
+    if (total > 15) {
+        PyErr_SetString(PyExc_TypeError, "create_task() got too many arguments");
+        return NULL;
+    }
+    memcpy(stack + 1, args, (size_t)total * sizeof(*args));
+    return PyObject_Vectorcall(as_loop(self)->st->base_create_task, stack, (size_t)nargs + 1,
+                               kwnames);
+}
+
+/* In debug mode a task's traceback ends in the caller of create_task(); made from
+ * C it does so already. */
+PyDoc_STRVAR(create_task_doc,
+             "create_task($self, coro, /, *, name=None, context=None, eager_start=None)\n--\n\n"
+             "A fastloop.Task that runs coro, or what the task factory makes of it.");
+
+static PyObject *
+loop_create_task(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    fl_loop *loop = as_loop(self);
+    PyObject *name = NULL, *context = NULL;
+    int eager = 0;
+    Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
+
+    if (loop->task_factory != NULL && loop->task_factory != Py_None) {
+        return create_task_by_factory(self, args, nargs, kwnames);
+    }
+    if (nargs != 1) {
+        if (nargs == 0 && nkw > 0) { /* coro= by keyword */
+            return create_task_by_factory(self, args, nargs, kwnames);
+        }
+        PyErr_Format(PyExc_TypeError,
+                     "create_task() takes 1 positional argument but %zd were given", nargs);
+        return NULL;
+    }
+    for (Py_ssize_t i = 0; i < nkw; i++) {
+        PyObject *key = PyTuple_GET_ITEM(kwnames, i);
+        PyObject *value = args[nargs + i];
+        if (PyUnicode_CompareWithASCIIString(key, "name") == 0) {
+            name = value;
+        }
+        else if (PyUnicode_CompareWithASCIIString(key, "context") == 0) {
+            context = value;
+        }
+#if PY_VERSION_HEX >= 0x030d0000
+        else if (PyUnicode_CompareWithASCIIString(key, "eager_start") == 0) {
+            if ((eager = PyObject_IsTrue(value)) < 0) {
+                return NULL;
+            }
+        }
+#endif
+        else {
+            PyErr_Format(PyExc_TypeError,
+                         "create_task() got an unexpected keyword argument '%U'", key);
+            return NULL;
+        }
+    }
+    if (fl_loop_check_closed(loop) < 0) {
+        return NULL;
+    }
+    return fl_task_new(loop, args[0], name, context, eager);
+}
+
+/* --- state --- */
+
+PyDoc_STRVAR(stop_doc, "stop($self, /)\n--\n\nHave run_forever() return after this turn.");
+
+static PyObject *
+loop_stop(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    as_loop(self)->stopping = true;
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(is_running_doc, "is_running($self, /)\n--\n\nTrue inside run_forever().");
+
+static PyObject *
+loop_is_running(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(as_loop(self)->thread_id != 0);
+}
+
+PyDoc_STRVAR(is_closed_doc, "is_closed($self, /)\n--\n\nTrue after close().");
+
+static PyObject *
+loop_is_closed(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(as_loop(self)->closed);
+}
+
+PyDoc_STRVAR(get_debug_doc, "get_debug($self, /)\n--\n\nTrue in debug mode.");
+
+static PyObject *
+loop_get_debug(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(as_loop(self)->debug);
+}
+
+PyDoc_STRVAR(run_doc, "_run($self, /)\n--\n\nTurn until stop(); the inside of run_forever().");
+
+static PyObject *
+loop_run(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (fl_loop_check_closed(as_loop(self)) < 0 || fl_loop_run(as_loop(self)) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(run_once_doc, "_run_once($self, /)\n--\n\nOne turn.");
+
+static PyObject *
+loop_run_once(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (fl_loop_check_closed(as_loop(self)) < 0) {
+        return NULL;
+    }
+    as_loop(self)->first_turn = true;
+    if (fl_loop_turn(as_loop(self)) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(write_to_self_doc, "_write_to_self($self, /)\n--\n\nEnd a blocking poll.");
+
+static PyObject *
+loop_write_to_self(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    fl_loop_wake(as_loop(self));
+    Py_RETURN_NONE;
+}
+
+PyDoc_STRVAR(stats_doc,
+             "stats($self, /)\n--\n\n"
+             "Counters of this loop, a dict of ints: ready (entries that wait), timers, fds\n"
+             "(watched file descriptors), turns, polls and steps (entries run) since it was made.");
+
+static PyObject *
+loop_stats(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    fl_loop *loop = as_loop(self);
+    return Py_BuildValue("{sn sn si sK sK sK}", "ready", (Py_ssize_t)fl_ready_len(&loop->ready),
+                         "timers", (Py_ssize_t)fl_timers_len(&loop->timers), "fds",
+                         loop->fds.active, "turns", (unsigned long long)loop->turns, "polls",
+                         (unsigned long long)loop->polls, "steps",
+                         (unsigned long long)loop->steps);
+}
+
+/* --- add_reader and its kin --- */
+
+/* A file descriptor, or an object with fileno(); -1 with asyncio's errors. */
+static int
+to_fd(PyObject *object)
+{
+    long fd;
+    if (PyLong_Check(object)) {
+        fd = PyLong_AsLong(object);
+    }
+    else {
+        PyObject *number = PyObject_CallMethod(object, "fileno", NULL);
+        if (number == NULL) {
+            if (PyErr_ExceptionMatches(PyExc_AttributeError) ||
+                PyErr_ExceptionMatches(PyExc_TypeError) ||
+                PyErr_ExceptionMatches(PyExc_ValueError)) {
+                PyErr_Clear();
+                PyErr_Format(PyExc_ValueError, "Invalid file object: %R", object);
+            }
+            return -1;
+        }
+        fd = PyLong_Check(number) ? PyLong_AsLong(number) : -1;
+        Py_DECREF(number);
+    }
+    if (fd == -1 && PyErr_Occurred()) {
+        PyErr_Clear();
+    }
+    if (fd < 0 || fd > INT32_MAX) {
+        PyErr_Format(PyExc_ValueError, "Invalid file descriptor: %ld", fd);
+        return -1;
+    }
+    return (int)fd;
+}
+
+static PyObject *
+add_fd_handle(PyObject *self, PyObject *const *args, Py_ssize_t nargs, unsigned which)
+{
+    fl_loop *loop = as_loop(self);
+    if (nargs < 2) {
+        PyErr_SetString(PyExc_TypeError, "a file descriptor and a callback are required");
+        return NULL;
+    }
+    if (fl_loop_check_closed(loop) < 0) {
+        return NULL;
+    }
+    int fd = to_fd(args[0]);
+    if (fd < 0) {
+        return NULL;
+    }
+    fl_handle *h = fl_handle_new(loop, args[1], args + 2, nargs - 2, NULL);
+    if (h != NULL && fl_fd_set_handle(loop, fd, which, h) < 0) {
+        Py_CLEAR(h);
+    }
+    return (PyObject *)h;
+}
+
+static PyObject *
+remove_fd_handle(PyObject *self, PyObject *object, unsigned which)
+{
+    fl_loop *loop = as_loop(self);
+    if (loop->closed) {
+        Py_RETURN_FALSE;
+    }
+    int fd = to_fd(object);
+    if (fd < 0) {
+        return NULL;
+    }
+    int removed = fl_fd_remove_handle(loop, fd, which);
+    return removed < 0 ? NULL : PyBool_FromLong(removed);
+}
+
+PyDoc_STRVAR(add_reader_doc, "_add_reader($self, fd, callback, /, *args)\n--\n\n"
+                             "add_reader() without the check for a transport's fd.");
+
+static PyObject *
+loop_add_reader(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    return add_fd_handle(self, args, nargs, FL_READ);
+}
+
+PyDoc_STRVAR(add_writer_doc, "_add_writer($self, fd, callback, /, *args)\n--\n\n"
+                             "add_writer() without the check for a transport's fd.");
+
+static PyObject *
+loop_add_writer(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+{
+    return add_fd_handle(self, args, nargs, FL_WRITE);
+}
+
+PyDoc_STRVAR(remove_reader_doc, "_remove_reader($self, fd, /)\n--\n\n"
+                                "remove_reader() without the check for a transport's fd.");
+
+static PyObject *
+loop_remove_reader(PyObject *self, PyObject *fd)
+{
+    return remove_fd_handle(self, fd, FL_READ);
+}
+
+PyDoc_STRVAR(remove_writer_doc, "_remove_writer($self, fd, /)\n--\n\n"
+                                "remove_writer() without the check for a transport's fd.");
+
+static PyObject *
+loop_remove_writer(PyObject *self, PyObject *fd)
+{
+    return remove_fd_handle(self, fd, FL_WRITE);
+}
+
+PyDoc_STRVAR(add_callback_doc, "_add_callback($self, handle, /)\n--\n\n"
+                               "Append a handle, ours or asyncio's, to the ready queue.");
+
+static PyObject *
+loop_add_callback(PyObject *self, PyObject *handle)
+{
+    fl_loop *loop = as_loop(self);
+    fl_state *st = loop->st;
+    int rc;
+
+    if (fl_loop_check_closed(loop) < 0) {
+        return NULL;
+    }
+    if (Py_IS_TYPE(handle, st->HandleType) || Py_IS_TYPE(handle, st->TimerHandleType)) {
+        rc = fl_loop_push_handle(loop, (fl_handle *)handle);
+    }
+    else { /* asyncio's own code makes asyncio.Handle: for signals */
+        PyObject *run = PyObject_GetAttrString(handle, "_run");
+        rc = run == NULL ? -1 : fl_loop_call_soon(loop, run, NULL, 0, NULL);
+        Py_XDECREF(run);
+    }
+    if (rc < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* --- attributes that asyncio's Python code sets and reads --- */
+
+static PyObject *
+get_closed(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(as_loop(self)->closed);
+}
+
+static PyObject *
+get_stopping(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(as_loop(self)->stopping);
+}
+
+static PyObject *
+get_debug(PyObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(as_loop(self)->debug);
+}
+
+/* A bool field that Python code may set: its offset is the closure. */
+static int
+set_flag(PyObject *self, PyObject *value, void *closure)
+{
+    int truth = value == NULL ? 0 : PyObject_IsTrue(value);
+    if (truth < 0) {
+        return -1;
+    }
+    *(bool *)((char *)self + (size_t)closure) = truth;
+    return 0;
+}
+
+static PyObject *
+get_thread_id(PyObject *self, void *Py_UNUSED(closure))
+{
+    unsigned long id = as_loop(self)->thread_id;
+    if (id == 0) {
+        Py_RETURN_NONE;
+    }
+    return PyLong_FromUnsignedLong(id);
+}
+
+static int
+set_thread_id(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
+{
+    unsigned long id = 0;
+    if (value != NULL && value != Py_None) {
+        id = PyLong_AsUnsignedLong(value);
+        if (id == (unsigned long)-1 && PyErr_Occurred()) {
+            return -1;
+        }
+    }
+    as_loop(self)->thread_id = id;
+    return 0;
+}
+
+/* An owned object field (NULL: None): its offset is the closure. */
+static PyObject *
+get_object(PyObject *self, void *closure)
+{
+    PyObject *object = *(PyObject **)((char *)self + (size_t)closure);
+    return Py_NewRef(object == NULL ? Py_None : object);
+}
+
+static int
+set_object(PyObject *self, PyObject *value, void *closure)
+{
+    PyObject **field = (PyObject **)((char *)self + (size_t)closure);
+    Py_XSETREF(*field, value == Py_None ? NULL : Py_XNewRef(value));
+    return 0;
+}
+
+static PyObject *
+get_ready(PyObject *self, void *Py_UNUSED(closure))
+{
+    fl_ready *q = &as_loop(self)->ready;
+    PyObject *list = PyList_New(0);
+    for (size_t i = q->head; list != NULL && i != q->tail; i++) {
+        uintptr_t entry = q->slots[i & q->mask];
+        void *object = (void *)(entry & ~(uintptr_t)FL_READY_TAGS);
+        PyObject *item = (entry & FL_READY_TAGS) == FL_READY_WATCH ? ((fl_watch *)object)->owner
+                                                                   : object;
+        if (PyList_Append(list, item) < 0) {
+            Py_CLEAR(list);
+        }
+    }
+    return list;
+}
+
+static PyObject *
+get_scheduled(PyObject *self, void *Py_UNUSED(closure))
+{
+    fl_timers *t = &as_loop(self)->timers;
+    PyObject *list = PyList_New(0);
+    const fl_timer_array *arrays[2] = {&t->heap, &t->fresh};
+    for (int a = 0; a < 2; a++) {
+        for (size_t i = 0; list != NULL && i < arrays[a]->len; i++) {
+            if (PyList_Append(list, (PyObject *)arrays[a]->items[i]) < 0) {
+                Py_CLEAR(list);
+            }
+        }
+    }
+    return list;
+}
+
+/* asyncio's initialiser assigns empty queues; ours are not replaced. */
+static int
+set_ignored(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(value), void *Py_UNUSED(closure))
+{
+    return 0;
+}
+
+static PyGetSetDef loop_getset[] = {
+    {"_closed", get_closed, set_flag, NULL, (void *)offsetof(fl_loop, closed)},
+    {"_stopping", get_stopping, set_flag, NULL, (void *)offsetof(fl_loop, stopping)},
+    {"_debug", get_debug, set_flag, NULL, (void *)offsetof(fl_loop, debug)},
+    {"_thread_id", get_thread_id, set_thread_id, NULL, NULL},
+    {"_task_factory", get_object, set_object, NULL, (void *)offsetof(fl_loop, task_factory)},
+    {"_current_handle", get_object, set_object, NULL,
+     (void *)offsetof(fl_loop, current_handle)},
+    {"slow_callback_duration", get_object, set_object,
+     "Debug mode logs a callback or task step that takes as long as this, in seconds.",
+     (void *)offsetof(fl_loop, slow_callback_duration)},
+    {"_ready", get_ready, set_ignored, NULL, NULL},
+    {"_scheduled", get_scheduled, set_ignored, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+/* --- life --- */
+
+/* Drop what waits in the queues. Any code can run: everything is emptied first. */
+static void
+loop_drop_queues(fl_loop *loop)
+{
+    fl_ready q = loop->ready;
+    loop->ready = (fl_ready){0};
+    while (fl_ready_len(&q) > 0) {
+        uintptr_t entry = fl_ready_pop(&q);
+        void *object = (void *)(entry & ~(uintptr_t)FL_READY_TAGS);
+        if ((entry & FL_READY_TAGS) == FL_READY_WATCH) {
+            fl_watch *w = object;
+            w->queued = false;
+            Py_DECREF(w->owner);
+        }
+        else {
+            Py_DECREF((PyObject *)object);
+        }
+    }
+    fl_ready_close(&q);
+    fl_flush *f = loop->flush_head;
+    loop->flush_head = loop->flush_tail = NULL;
+    while (f != NULL) {
+        fl_flush *next = f->next;
+        f->queued = false;
+        Py_DECREF(f->owner);
+        f = next;
+    }
+    fl_timers_close(&loop->timers);
+    fl_fd_table_close(loop);
+}
+
+PyDoc_STRVAR(close_engine_doc, "_close_engine($self, /)\n--\n\n"
+                               "Drop the queues and close the poller; the end of close().");
+
+static PyObject *
+loop_close_engine(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    fl_loop *loop = as_loop(self);
+    if (loop->thread_id != 0) {
+        PyErr_SetString(PyExc_RuntimeError, "Cannot close a running event loop");
+        return NULL;
+    }
+    loop->closed = true;
+    if (loop->open) {
+        loop->open = false;
+        fl_wakeup_close(loop);
+        fl_poll_close(&loop->poller);
+        loop_drop_queues(loop);
+    }
+    Py_RETURN_NONE;
+}
+
+/* Whether call_soon() is ours: then C code need not call it as a method. */
+static int
+has_native_call_soon(fl_state *st, PyTypeObject *type)
+{
+    PyObject *own = PyObject_GetAttr((PyObject *)type, st->str_call_soon);
+    PyObject *ours = PyObject_GetAttr((PyObject *)st->LoopType, st->str_call_soon);
+    int same = own == NULL || ours == NULL ? -1 : own == ours;
+    Py_XDECREF(own);
+    Py_XDECREF(ours);
+    return same;
+}
+
+static PyObject *
+loop_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
+{
+    fl_state *st = fl_state_of_type(type);
+    fl_loop *loop = st == NULL ? NULL : (fl_loop *)type->tp_alloc(type, 0);
+    if (loop == NULL) {
+        return NULL;
+    }
+    loop->st = st;
+    loop->poller.fd = loop->wake_read_fd = loop->wake_write_fd = -1;
+    loop->closed = true; /* until __init__ */
+    fl_timers_open(&loop->timers);
+    int native = has_native_call_soon(st, type);
+    if (native < 0) {
+        Py_DECREF(loop);
+        return NULL;
+    }
+    loop->native = native;
+    return (PyObject *)loop;
+}
+
+static int
+loop_init(PyObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {NULL};
+    fl_loop *loop = as_loop(self);
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, ":Loop", names)) {
+        return -1;
+    }
+    if (loop->open) {
+        PyErr_SetString(PyExc_RuntimeError, "the event loop is initialised already");
+        return -1;
+    }
+    if (fl_ready_open(&loop->ready) < 0) {
+        return -1;
+    }
+    if (fl_poll_open(&loop->poller) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        goto fail;
+    }
+    if (fl_wakeup_open(loop) < 0) {
+        goto fail;
+    }
+    loop->open = true;
+    loop->closed = false;
+    return 0;
+fail:
+    fl_poll_close(&loop->poller);
+    fl_ready_close(&loop->ready);
+    return -1;
+}
+
+static int
+loop_traverse(PyObject *self, visitproc visit, void *arg)
+{
+    fl_loop *loop = as_loop(self);
+    Py_VISIT(Py_TYPE(self));
+    for (size_t i = loop->ready.head; i != loop->ready.tail; i++) {
+        uintptr_t entry = loop->ready.slots[i & loop->ready.mask];
+        void *object = (void *)(entry & ~(uintptr_t)FL_READY_TAGS);
+        if ((entry & FL_READY_TAGS) == FL_READY_WATCH) {
+            Py_VISIT(((fl_watch *)object)->owner);
+        }
+        else {
+            Py_VISIT((PyObject *)object);
+        }
+    }
+    for (fl_flush *f = loop->flush_head; f != NULL; f = f->next) {
+        Py_VISIT(f->owner);
+    }
+    const fl_timer_array *arrays[2] = {&loop->timers.heap, &loop->timers.fresh};
+    for (int a = 0; a < 2; a++) {
+        for (size_t i = 0; i < arrays[a]->len; i++) {
+            Py_VISIT((PyObject *)arrays[a]->items[i]);
+        }
+    }
+    Py_VISIT(loop->task_factory);
+    Py_VISIT(loop->current_task);
+    Py_VISIT(loop->current_handle);
+    Py_VISIT(loop->slow_callback_duration);
+    return fl_fd_visit(loop, visit, arg);
+}
+
+static int
+loop_clear(PyObject *self)
+{
+    fl_loop *loop = as_loop(self);
+    loop->open = false;
+    loop->closed = true;
+    fl_wakeup_close(loop);
+    fl_poll_close(&loop->poller);
+    loop_drop_queues(loop);
+    Py_CLEAR(loop->task_factory);
+    Py_CLEAR(loop->current_task);
+    Py_CLEAR(loop->current_handle);
+    Py_CLEAR(loop->slow_callback_duration);
+    return 0;
+}
+
+static void
+loop_dealloc(PyObject *self)
+{
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_GC_UnTrack(self);
+    loop_clear(self);
+    PyMem_Free(as_loop(self)->recv_buffer);
+    type->tp_free(self);
+    Py_DECREF(type);
+}
+
+static PyMethodDef loop_methods[] = {
+    {"call_soon", (PyCFunction)(void (*)(void))loop_call_soon, METH_FASTCALL | METH_KEYWORDS,
+     call_soon_doc},
+    {"call_soon_threadsafe", (PyCFunction)(void (*)(void))loop_call_soon_threadsafe,
+     METH_FASTCALL | METH_KEYWORDS, call_soon_threadsafe_doc},
+    {"call_later", (PyCFunction)(void (*)(void))loop_call_later, METH_FASTCALL | METH_KEYWORDS,
+     call_later_doc},
+    {"call_at", (PyCFunction)(void (*)(void))loop_call_at, METH_FASTCALL | METH_KEYWORDS,
+     call_at_doc},
+    {"time", loop_time, METH_NOARGS, time_doc},
+    {"create_future", loop_create_future, METH_NOARGS, create_future_doc},
+    {"create_task", (PyCFunction)(void (*)(void))loop_create_task,
+     METH_FASTCALL | METH_KEYWORDS, create_task_doc},
+    {"stop", loop_stop, METH_NOARGS, stop_doc},
+    {"is_running", loop_is_running, METH_NOARGS, is_running_doc},
+    {"is_closed", loop_is_closed, METH_NOARGS, is_closed_doc},
+    {"get_debug", loop_get_debug, METH_NOARGS, get_debug_doc},
+    {"stats", loop_stats, METH_NOARGS, stats_doc},
+    {"_run", loop_run, METH_NOARGS, run_doc},
+    {"_run_once", loop_run_once, METH_NOARGS, run_once_doc},
+    {"_write_to_self", loop_write_to_self, METH_NOARGS, write_to_self_doc},
+    {"_add_reader", (PyCFunction)(void (*)(void))loop_add_reader, METH_FASTCALL,
+     add_reader_doc},
+    {"_add_writer", (PyCFunction)(void (*)(void))loop_add_writer, METH_FASTCALL,
+     add_writer_doc},
+    {"_remove_reader", loop_remove_reader, METH_O, remove_reader_doc},
+    {"_remove_writer", loop_remove_writer, METH_O, remove_writer_doc},
+    {"_add_callback", loop_add_callback, METH_O, add_callback_doc},
+    {"_close_engine", loop_close_engine, METH_NOARGS, close_engine_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot loop_slots[] = {
+    {Py_tp_doc, "The engine of fastloop.Loop."},
+    {Py_tp_new, loop_new},
+    {Py_tp_init, loop_init},
+    {Py_tp_dealloc, loop_dealloc},
+    {Py_tp_traverse, loop_traverse},
+    {Py_tp_clear, loop_clear},
+    {Py_tp_methods, loop_methods},
+    {Py_tp_getset, loop_getset},
+    {0, NULL},
+};
+
+static PyType_Spec loop_spec = {
+    .name = "fastloop._core.Loop",
+    .basicsize = sizeof(fl_loop),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_BASETYPE,
+    .slots = loop_slots,
+};
+
+int
+fl_loop_init(PyObject *module, fl_state *st)
+{
+    st->LoopType = fl_add_type(module, &loop_spec, NULL, 0);
+    return st->LoopType == NULL ? -1 : 0;
+}

@@ -1,0 +1,270 @@
+/* turn.c - one turn of the loop, in asyncio's order: poll, queue the handles of
+ * ready fds, queue the timers that are due, then run the entries that are in the
+ * ready queue now (not those they add), then flush gathered writes. */
+#include "turn.h"
+
+#include <errno.h>
+
+#include "report.h"
+#include "task.h"
+
+/* asyncio polls in every turn. A turn of ours can be shorter than that system
+ * call, so while there is work in the queue we poll when bytes were sent (they
+ * may have been to ourselves), and at least this often, in nanoseconds. */
+enum { FL_POLL_EVERY_WITH_FDS = 20000, FL_POLL_EVERY_WITHOUT = 100000 };
+
+/* selectors and asyncio wait no longer than this either (24 h, in nanoseconds):
+ * a longer timeout overflows some pollers. */
+static const int64_t FL_POLL_LONGEST = 24LL * 3600 * 1000000000;
+
+/* How long this turn may block, in nanoseconds; -1: until something happens. */
+static int
+poll_timeout(fl_loop *loop, int64_t *timeout)
+{
+    *timeout = 0;
+    if (fl_ready_len(&loop->ready) > 0 || loop->stopping) {
+        return 0;
+    }
+    if (fl_timers_len(&loop->timers) == 0) {
+        *timeout = -1;
+        return 0;
+    }
+    int64_t deadline;
+    if (fl_timers_next(&loop->timers, &deadline) < 0) {
+        return -1;
+    }
+    int64_t wait = deadline - loop->now_ns;
+    *timeout = wait < 0 ? 0 : wait > FL_POLL_LONGEST ? FL_POLL_LONGEST : wait;
+    return 0;
+}
+
+static int
+poll_events(fl_loop *loop, int64_t timeout)
+{
+    fl_event events[FL_POLL_MAX_EVENTS];
+    int n, error;
+
+    if (fl_loop_swap_current(loop, NULL) < 0) { /* other threads can look now */
+        return -1;
+    }
+    loop->polls++;
+    loop->polling = true;
+    Py_BEGIN_ALLOW_THREADS
+    n = fl_poll_wait(&loop->poller, timeout, events, FL_POLL_MAX_EVENTS);
+    error = errno;
+    Py_END_ALLOW_THREADS
+    loop->polling = false;
+    loop->io_done = loop->first_turn = false;
+    loop->now_ns = loop->polled_ns = fl_clock_ns();
+    if (n < 0 && error != EINTR) {
+        errno = error;
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    if (fl_fd_dispatch(loop, events, n) < 0) {
+        return -1;
+    }
+    return PyErr_CheckSignals();
+}
+
+static bool
+poll_is_due(const fl_loop *loop)
+{
+    if (fl_ready_len(&loop->ready) == 0 || loop->io_done || loop->first_turn || loop->stopping) {
+        return true;
+    }
+    int64_t interval = loop->fds.active > 0 ? FL_POLL_EVERY_WITH_FDS : FL_POLL_EVERY_WITHOUT;
+    return loop->now_ns - loop->polled_ns >= interval;
+}
+
+static int
+queue_due_timers(fl_loop *loop)
+{
+    fl_handle *h;
+    int found;
+    while ((found = fl_timers_pop_due(&loop->timers, loop->now_ns, &h)) > 0) {
+        if (fl_ready_push(&loop->ready, h, FL_READY_HANDLE) < 0) {
+            Py_DECREF(h);
+            return -1;
+        }
+    }
+    return found;
+}
+
+static int
+run_watch(fl_watch *w)
+{
+    PyObject *owner = w->owner; /* the queue's reference is ours now */
+    unsigned events = w->events;
+    int rc = 0;
+    w->queued = false;
+    w->events = 0;
+    if (events != 0) {
+        rc = w->on_event(w, events);
+    }
+    Py_DECREF(owner);
+    return rc;
+}
+
+/* Drop the queue's reference to a task that was stepped. Its finalizer must see
+ * no current task: asyncio has left it by then. */
+static int
+release_task(fl_loop *loop, fl_task *task)
+{
+    int rc = 0;
+    /* held by: the queue, loop->current_task, and asyncio's own record of it */
+    if (task->fut.state != FL_PENDING && Py_REFCNT(task) <= 3) {
+        rc = fl_loop_restore_current(loop, NULL);
+    }
+    Py_DECREF(task);
+    return rc;
+}
+
+static int
+run_entry(fl_loop *loop, uintptr_t entry)
+{
+    void *object = (void *)(entry & ~(uintptr_t)FL_READY_TAGS);
+    int rc;
+
+    if ((entry & FL_READY_TAGS) == FL_READY_TASK) {
+        rc = fl_task_run(loop, object);
+        return release_task(loop, object) < 0 ? -1 : rc;
+    }
+    if (loop->current_task != NULL && fl_loop_swap_current(loop, NULL) < 0) {
+        rc = -1; /* the entry is dropped unrun below */
+    }
+    else if ((entry & FL_READY_TAGS) == FL_READY_WATCH) {
+        return run_watch(object);
+    }
+    else {
+        rc = fl_handle_run(object);
+    }
+    Py_DECREF((PyObject *)object);
+    return rc;
+}
+
+/* Log "Executing <handle> took 0.123 seconds", as asyncio does. */
+static int
+log_slow(fl_loop *loop, PyObject *object, double seconds)
+{
+    fl_state *st = loop->st;
+    PyObject *text = fl_is_future(st, object) ? PyObject_Repr(object)
+                                              : PyObject_CallOneArg(st->format_handle, object);
+    PyObject *result = NULL;
+    if (text != NULL) {
+        result = PyObject_CallMethod(st->logger, "warning", "sOd",
+                                     "Executing %s took %.3f seconds", text, seconds);
+    }
+    Py_XDECREF(text);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+/* Debug mode: the entry is loop._current_handle while it runs, and timed. */
+static int
+run_entry_debug(fl_loop *loop, uintptr_t entry)
+{
+    void *pointer = (void *)(entry & ~(uintptr_t)FL_READY_TAGS);
+    bool is_watch = (entry & FL_READY_TAGS) == FL_READY_WATCH;
+    PyObject *object = Py_NewRef(is_watch ? ((fl_watch *)pointer)->owner : pointer);
+    double limit = 0.1;
+
+    if ((entry & FL_READY_TAGS) == FL_READY_HANDLE) {
+        Py_XSETREF(loop->current_handle, Py_NewRef(object));
+    }
+    int64_t begin = fl_clock_ns();
+    int rc = run_entry(loop, entry);
+    double seconds = (double)(fl_clock_ns() - begin) * 1e-9;
+    Py_CLEAR(loop->current_handle);
+    if (rc == 0 && loop->slow_callback_duration != NULL) {
+        limit = PyFloat_AsDouble(loop->slow_callback_duration);
+        if (limit == -1.0 && PyErr_Occurred()) {
+            rc = -1;
+        }
+    }
+    if (rc == 0 && seconds >= limit) {
+        rc = log_slow(loop, object, seconds);
+    }
+    Py_DECREF(object);
+    return rc;
+}
+
+static int
+run_ready(fl_loop *loop)
+{
+    size_t n = fl_ready_len(&loop->ready);
+    loop->steps += n;
+    for (; n > 0; n--) {
+        uintptr_t entry = fl_ready_pop(&loop->ready);
+        int rc = loop->debug ? run_entry_debug(loop, entry) : run_entry(loop, entry);
+        if (rc < 0) {
+            loop->steps -= n - 1;
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static int
+flush_writes(fl_loop *loop)
+{
+    int rc = 0;
+    if (loop->flush_head == NULL) {
+        return 0;
+    }
+    rc = fl_loop_restore_current(loop, NULL); /* protocols are told to pause, resume */
+    while (rc == 0 && loop->flush_head != NULL) {
+        fl_flush *f = loop->flush_head;
+        PyObject *owner = f->owner; /* the list's reference is ours now */
+        loop->flush_head = f->next;
+        if (loop->flush_head == NULL) {
+            loop->flush_tail = NULL;
+        }
+        f->queued = false;
+        rc = f->flush(f);
+        Py_DECREF(owner);
+    }
+    return rc;
+}
+
+int
+fl_loop_turn(fl_loop *loop)
+{
+    int64_t timeout;
+
+    loop->turns++;
+    loop->now_ns = fl_clock_ns();
+    if (poll_is_due(loop)) {
+        if (poll_timeout(loop, &timeout) < 0 || poll_events(loop, timeout) < 0) {
+            return -1;
+        }
+    }
+    if (fl_timers_len(&loop->timers) > 0 && queue_due_timers(loop) < 0) {
+        return -1;
+    }
+    if (run_ready(loop) == 0) {
+        return flush_writes(loop);
+    }
+    /* An exception leaves run_forever(): what was written is sent all the same. */
+    PyObject *type, *value, *tb;
+    PyErr_Fetch(&type, &value, &tb);
+    if (flush_writes(loop) < 0) {
+        PyErr_WriteUnraisable((PyObject *)loop);
+    }
+    PyErr_Restore(type, value, tb);
+    return -1;
+}
+
+int
+fl_loop_run(fl_loop *loop)
+{
+    int rc;
+    loop->first_turn = true;
+    do {
+        rc = fl_loop_turn(loop);
+    } while (rc == 0 && !loop->stopping);
+    if (fl_loop_restore_current(loop, NULL) < 0) {
+        rc = -1;
+    }
+    return rc;
+}

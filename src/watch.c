@@ -1,0 +1,228 @@
+/* watch.c - the table of watched file descriptors. */
+#include "watch.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "loop.h"
+
+static inline uint64_t
+entry_key(const fl_fd_entry *e, int fd)
+{
+    return (uint64_t)e->generation << 32 | (uint32_t)fd;
+}
+
+static int
+table_reserve(fl_fd_table *t, int fd)
+{
+    if (fd < t->len) {
+        return 0;
+    }
+    int len = t->len == 0 ? 64 : t->len;
+    while (len <= fd) {
+        len = len > INT32_MAX / 2 ? INT32_MAX : len * 2;
+    }
+    fl_fd_entry *entries = PyMem_Realloc(t->entries, (size_t)len * sizeof(*entries));
+    if (entries == NULL) {
+        PyErr_NoMemory();
+        return -1;
+    }
+    memset(entries + t->len, 0, (size_t)(len - t->len) * sizeof(*entries));
+    t->entries = entries;
+    t->len = len;
+    return 0;
+}
+
+static fl_fd_entry *
+entry_of(fl_loop *loop, int fd)
+{
+    return fd >= 0 && fd < loop->fds.len ? &loop->fds.entries[fd] : NULL;
+}
+
+/* Tell the poller the interest that e now has. */
+static int
+entry_set_interest(fl_loop *loop, fl_fd_entry *e, int fd, unsigned interest)
+{
+    if (interest == 0 && e->interest == 0) {
+        return 0;
+    }
+    if (interest == 0) {
+        e->generation++; /* events already fetched from the kernel are stale */
+    }
+    if (fl_poll_set(&loop->poller, fd, e->interest, interest, entry_key(e, fd)) < 0) {
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
+    }
+    loop->fds.active += (interest != 0) - (e->interest != 0);
+    e->interest = interest;
+    return 0;
+}
+
+int
+fl_fd_set_handle(fl_loop *loop, int fd, unsigned which, fl_handle *h)
+{
+    if (table_reserve(&loop->fds, fd) < 0) {
+        return -1;
+    }
+    fl_fd_entry *e = &loop->fds.entries[fd];
+    if (e->watch != NULL) {
+        PyErr_Format(PyExc_RuntimeError, "File descriptor %d is used by transport %R", fd,
+                     e->watch->owner);
+        return -1;
+    }
+    /* The poller is told even if nothing changes: the fd may have been closed
+     * and its number used again without remove_reader(). */
+    if (entry_set_interest(loop, e, fd, e->interest | which) < 0) {
+        return -1;
+    }
+    fl_handle **slot = which == FL_READ ? &e->reader : &e->writer;
+    fl_handle *old = *slot;
+    *slot = (fl_handle *)Py_NewRef(h);
+    if (old != NULL) {
+        int rc = fl_handle_cancel(old);
+        Py_DECREF(old);
+        return rc;
+    }
+    return 0;
+}
+
+int
+fl_fd_remove_handle(fl_loop *loop, int fd, unsigned which)
+{
+    fl_fd_entry *e = entry_of(loop, fd);
+    if (e == NULL) {
+        return 0;
+    }
+    fl_handle **slot = which == FL_READ ? &e->reader : &e->writer;
+    fl_handle *old = *slot;
+    if (old == NULL) {
+        return 0;
+    }
+    *slot = NULL;
+    int rc = entry_set_interest(loop, e, fd, e->interest & ~which);
+    if (rc == 0) {
+        rc = fl_handle_cancel(old);
+    }
+    Py_DECREF(old);
+    return rc < 0 ? -1 : 1;
+}
+
+int
+fl_watch_start(fl_loop *loop, fl_watch *w, unsigned interest)
+{
+    if (table_reserve(&loop->fds, w->fd) < 0) {
+        return -1;
+    }
+    fl_fd_entry *e = &loop->fds.entries[w->fd];
+    if (e->watch != NULL || e->reader != NULL || e->writer != NULL) {
+        PyErr_Format(PyExc_RuntimeError, "File descriptor %d is already watched", w->fd);
+        return -1;
+    }
+    if (entry_set_interest(loop, e, w->fd, interest) < 0) {
+        return -1;
+    }
+    e->watch = w;
+    return 0;
+}
+
+int
+fl_watch_change(fl_loop *loop, fl_watch *w, unsigned interest)
+{
+    fl_fd_entry *e = entry_of(loop, w->fd);
+    if (e == NULL || e->watch != w) {
+        PyErr_SetString(PyExc_RuntimeError, "file descriptor is not watched");
+        return -1;
+    }
+    return entry_set_interest(loop, e, w->fd, interest);
+}
+
+void
+fl_watch_stop(fl_loop *loop, fl_watch *w)
+{
+    fl_fd_entry *e = entry_of(loop, w->fd);
+    w->events = 0;
+    if (e == NULL || e->watch != w) {
+        return;
+    }
+    e->watch = NULL;
+    if (loop->poller.fd < 0) { /* the loop is closed, and the poller with it */
+        e->interest = 0;
+    }
+    else if (entry_set_interest(loop, e, w->fd, 0) < 0) {
+        PyErr_Clear(); /* nothing is lost: the fd is about to be closed */
+        e->interest = 0;
+    }
+}
+
+int
+fl_watch_queue(fl_loop *loop, fl_watch *w, unsigned events)
+{
+    w->events |= events;
+    if (w->queued) {
+        return 0;
+    }
+    if (fl_ready_push(&loop->ready, w, FL_READY_WATCH) < 0) {
+        return -1;
+    }
+    Py_INCREF(w->owner);
+    w->queued = true;
+    return 0;
+}
+
+static int
+queue_handle(fl_loop *loop, fl_handle *h)
+{
+    return h == NULL || h->cancelled ? 0 : fl_loop_push_handle(loop, h);
+}
+
+int
+fl_fd_dispatch(fl_loop *loop, const fl_event *events, int n)
+{
+    for (int i = 0; i < n; i++) {
+        int fd = (int)(uint32_t)events[i].key;
+        unsigned got = events[i].events;
+        if (fd == loop->wake_read_fd) {
+            fl_wakeup_drain(loop);
+            continue;
+        }
+        fl_fd_entry *e = entry_of(loop, fd);
+        if (e == NULL || e->generation != (uint32_t)(events[i].key >> 32)) {
+            continue;
+        }
+        if (e->watch != NULL) {
+            if (fl_watch_queue(loop, e->watch, got) < 0) {
+                return -1;
+            }
+            continue;
+        }
+        if ((got & FL_READ && queue_handle(loop, e->reader) < 0) ||
+            (got & FL_WRITE && queue_handle(loop, e->writer) < 0)) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+int
+fl_fd_visit(fl_loop *loop, visitproc visit, void *arg)
+{
+    for (int fd = 0; fd < loop->fds.len; fd++) {
+        Py_VISIT(loop->fds.entries[fd].reader);
+        Py_VISIT(loop->fds.entries[fd].writer);
+    }
+    return 0;
+}
+
+void
+fl_fd_table_close(fl_loop *loop)
+{
+    /* Dropping a handle can run any code: take the table away first. Watchers'
+     * owners find no entry in fl_watch_stop, which is what it expects. */
+    fl_fd_table t = loop->fds;
+    loop->fds = (fl_fd_table){0};
+    for (int fd = 0; fd < t.len; fd++) {
+        Py_CLEAR(t.entries[fd].reader);
+        Py_CLEAR(t.entries[fd].writer);
+    }
+    PyMem_Free(t.entries);
+}
