@@ -1,0 +1,32 @@
+"""asyncio.all_tasks() on Python 3.11 to 3.13 sees fastloop's tasks too.
+
+There asyncio keeps every task in a WeakSet, and adding to it is the largest single cost of
+making a task. The engine keeps its tasks in a list of its own; this gives asyncio's private
+set a subclass that shows them as well. (3.14 has such a list itself.)
+"""
+
+import sys
+import weakref
+from asyncio import tasks
+
+from . import _core
+
+
+class _TaskSet(weakref.WeakSet):
+    def __iter__(self):
+        yield from super().__iter__()
+        yield from _core._live_tasks()
+
+    def __len__(self):
+        return super().__len__() + len(_core._live_tasks())
+
+    def __contains__(self, item):
+        return super().__contains__(item) or item in _core._live_tasks()
+
+
+def show_in_all_tasks():
+    """Make the change, once a process; without effect on 3.14 and later."""
+    if sys.version_info < (3, 12):
+        tasks._all_tasks.__class__ = _TaskSet
+    elif sys.version_info < (3, 14):
+        tasks._scheduled_tasks.__class__ = _TaskSet

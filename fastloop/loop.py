@@ -1,0 +1,91 @@
+"""The event loop: the C engine in front of asyncio's own Unix loop.
+
+`_core.Loop` overrides everything that runs per callback, task, timer or packet. What is cold,
+and where every Python version has details of its own (argument checks, happy eyeballs, Server
+objects, shutdown of executors and asynchronous generators), is inherited from the running
+interpreter's asyncio, so that signatures, errors and texts are exactly that version's.
+"""
+
+import asyncio
+import sys
+import threading
+from asyncio import events
+
+from . import _core
+from ._process import ProcessMixin
+
+
+class _Engine:
+    """Stands where asyncio's loop has its selector: the poller itself is in C."""
+
+    def close(self):
+        """Nothing to do: Loop.close() closes the engine."""
+
+    def get_map(self):
+        """The fds that a selector would know: none."""
+        return {}
+
+
+class Loop(_core.Loop, ProcessMixin, asyncio.SelectorEventLoop):
+    """An asyncio event loop whose engine is written in C.
+
+    It does all that asyncio.SelectorEventLoop does, with the same signatures, errors and order
+    of callbacks; see the asyncio documentation of `loop` methods. Not thread-safe but for
+    call_soon_threadsafe(). Raises OSError where the poller cannot be opened.
+    """
+
+    def __init__(self):
+        _core.Loop.__init__(self)
+        asyncio.SelectorEventLoop.__init__(self, _Engine())
+
+    def run_forever(self):
+        """Run until stop() is called.
+
+        Raises RuntimeError if the loop is closed or running, or another one runs in this
+        thread. KeyboardInterrupt and SystemExit raised in a callback or task come out of it.
+        """
+        self._check_closed()
+        self._check_running()
+        self._set_coroutine_origin_tracking(self._debug)
+        hooks = sys.get_asyncgen_hooks()
+        try:
+            self._thread_id = threading.get_ident()
+            sys.set_asyncgen_hooks(
+                firstiter=self._asyncgen_firstiter_hook,
+                finalizer=self._asyncgen_finalizer_hook,
+            )
+            events._set_running_loop(self)
+            self._run()
+        finally:
+            self._stopping = False
+            self._thread_id = None
+            events._set_running_loop(None)
+            self._set_coroutine_origin_tracking(False)
+            sys.set_asyncgen_hooks(*hooks)
+
+    def close(self):
+        """Close the loop: what is queued is dropped, the default executor is told to end.
+
+        Without effect if it is closed. Raises RuntimeError while it runs.
+        """
+        super().close()
+        self._close_engine()
+
+    # Signals come through a socket pair, as in asyncio; it is made when first needed.
+
+    def _make_self_pipe(self):
+        self._ssock = self._csock = None
+
+    def _close_self_pipe(self):
+        if self._ssock is not None:
+            super()._close_self_pipe()
+
+    def add_signal_handler(self, sig, callback, *args):
+        """Call callback(*args) in the loop when signal number `sig` arrives.
+
+        Raises TypeError for a coroutine function, ValueError for an invalid number, and
+        RuntimeError for one that cannot be caught or outside the main thread; see asyncio.
+        """
+        if self._ssock is None and not self._closed:
+            super()._make_self_pipe()
+        super().add_signal_handler(sig, callback, *args)
