@@ -179,7 +179,8 @@ fl_loop_restore_current(fl_loop *loop, PyObject *task)
 
 /* --- call_soon and its kin --- */
 
-/* Splits off the one keyword that all of them take. `*context` is borrowed. */
+/* Splits off the one keyword that all of them take. `*context` is borrowed. Two
+ * arguments are required where the first is a delay, a time or an fd. */
 static int
 parse_context(const char *name, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
               Py_ssize_t required, PyObject **context)
@@ -187,8 +188,8 @@ parse_context(const char *name, PyObject *const *args, Py_ssize_t nargs, PyObjec
     Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
     *context = NULL;
     if (nargs < required) {
-        PyErr_Format(PyExc_TypeError, "%s() missing required positional argument: '%s'", name,
-                     nargs == 0 && required == 2 ? "delay" : "callback");
+        PyErr_Format(PyExc_TypeError, "%s() missing %zd required positional argument(s)", name,
+                     required - nargs);
         return -1;
     }
     for (Py_ssize_t i = 0; i < nkw; i++) {
@@ -547,11 +548,12 @@ to_fd(PyObject *object)
 }
 
 static PyObject *
-add_fd_handle(PyObject *self, PyObject *const *args, Py_ssize_t nargs, unsigned which)
+add_fd_handle(PyObject *self, const char *name, PyObject *const *args, Py_ssize_t nargs,
+              PyObject *kwnames, unsigned which)
 {
     fl_loop *loop = as_loop(self);
-    if (nargs < 2) {
-        PyErr_SetString(PyExc_TypeError, "a file descriptor and a callback are required");
+    PyObject *context;
+    if (parse_context(name, args, nargs, kwnames, 2, &context) < 0) {
         return NULL;
     }
     if (fl_loop_check_closed(loop) < 0) {
@@ -561,7 +563,7 @@ add_fd_handle(PyObject *self, PyObject *const *args, Py_ssize_t nargs, unsigned 
     if (fd < 0) {
         return NULL;
     }
-    fl_handle *h = fl_handle_new(loop, args[1], args + 2, nargs - 2, NULL);
+    fl_handle *h = fl_handle_new(loop, args[1], args + 2, nargs - 2, context);
     if (h != NULL && fl_fd_set_handle(loop, fd, which, h) < 0) {
         Py_CLEAR(h);
     }
@@ -583,22 +585,22 @@ remove_fd_handle(PyObject *self, PyObject *object, unsigned which)
     return removed < 0 ? NULL : PyBool_FromLong(removed);
 }
 
-PyDoc_STRVAR(add_reader_doc, "_add_reader($self, fd, callback, /, *args)\n--\n\n"
+PyDoc_STRVAR(add_reader_doc, "_add_reader($self, fd, callback, /, *args, context=None)\n--\n\n"
                              "add_reader() without the check for a transport's fd.");
 
 static PyObject *
-loop_add_reader(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+loop_add_reader(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    return add_fd_handle(self, args, nargs, FL_READ);
+    return add_fd_handle(self, "add_reader", args, nargs, kwnames, FL_READ);
 }
 
-PyDoc_STRVAR(add_writer_doc, "_add_writer($self, fd, callback, /, *args)\n--\n\n"
+PyDoc_STRVAR(add_writer_doc, "_add_writer($self, fd, callback, /, *args, context=None)\n--\n\n"
                              "add_writer() without the check for a transport's fd.");
 
 static PyObject *
-loop_add_writer(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
+loop_add_writer(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    return add_fd_handle(self, args, nargs, FL_WRITE);
+    return add_fd_handle(self, "add_writer", args, nargs, kwnames, FL_WRITE);
 }
 
 PyDoc_STRVAR(remove_reader_doc, "_remove_reader($self, fd, /)\n--\n\n"
@@ -972,10 +974,10 @@ static PyMethodDef loop_methods[] = {
     {"_run", loop_run, METH_NOARGS, run_doc},
     {"_run_once", loop_run_once, METH_NOARGS, run_once_doc},
     {"_write_to_self", loop_write_to_self, METH_NOARGS, write_to_self_doc},
-    {"_add_reader", (PyCFunction)(void (*)(void))loop_add_reader, METH_FASTCALL,
-     add_reader_doc},
-    {"_add_writer", (PyCFunction)(void (*)(void))loop_add_writer, METH_FASTCALL,
-     add_writer_doc},
+    {"_add_reader", (PyCFunction)(void (*)(void))loop_add_reader,
+     METH_FASTCALL | METH_KEYWORDS, add_reader_doc},
+    {"_add_writer", (PyCFunction)(void (*)(void))loop_add_writer,
+     METH_FASTCALL | METH_KEYWORDS, add_writer_doc},
     {"_remove_reader", loop_remove_reader, METH_O, remove_reader_doc},
     {"_remove_writer", loop_remove_writer, METH_O, remove_writer_doc},
     {"_add_callback", loop_add_callback, METH_O, add_callback_doc},
