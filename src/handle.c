@@ -4,6 +4,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "context.h"
 #include "future.h"
 #include "report.h"
 
@@ -40,7 +41,10 @@ handle_alloc(fl_state *st, PyTypeObject *type)
     }
     st->free_handles = (fl_handle *)h->more_args;
     st->n_free_handles--;
-    memset((char *)h + FL_HANDLE_BASE_SIZE, 0, sizeof(*h) - FL_HANDLE_BASE_SIZE);
+    /* handle_dealloc left no object in it */
+    h->more_args = NULL;
+    h->nargs = h->where = h->runs_in = 0;
+    h->cancelled = h->is_timer = false;
     PyObject_Init((PyObject *)h, type);
     PyObject_GC_Track(h);
     return h;
@@ -70,7 +74,13 @@ handle_fill(fl_handle *h, fl_loop *loop, PyObject *callback, PyObject *const *ar
     if (context != NULL && context != Py_None) {
         h->context = Py_NewRef(context);
     }
-    else if (!is_sleep_end(loop->st, callback, args, nargs)) {
+    else if (is_sleep_end(loop->st, callback, args, nargs)) {
+        h->runs_in = FL_RUN_SLEEP_END;
+    }
+    else if (fl_context_is_empty()) {
+        h->runs_in = FL_RUN_IN_EMPTY;
+    }
+    else {
         h->context = PyContext_CopyCurrent();
         if (h->context == NULL) {
             return -1;
@@ -183,58 +193,145 @@ handle_report(fl_handle *h, PyObject *callback)
     return rc;
 }
 
-static PyObject *
-handle_call(fl_handle *h, PyObject *callback)
+/* The callback and inline arguments of a handle that runs. cancel() during the
+ * call drops the handle's own references, so these are held apart: moved out of
+ * a handle that nobody else knows, else new references. */
+typedef struct {
+    PyObject *callback;
+    PyObject *args[1 + FL_HANDLE_INLINE_ARGS]; /* args[0]: scratch */
+    PyObject *more_args;
+    int nargs;
+} handle_invocation;
+
+static void
+invocation_begin(handle_invocation *in, fl_handle *h)
 {
-    if (h->more_args != NULL) {
-        PyObject *args = Py_NewRef(h->more_args);
-        PyObject *result = PyObject_Call(callback, args, NULL);
-        Py_DECREF(args);
-        return result;
+    in->callback = h->callback;
+    in->more_args = h->more_args;
+    in->nargs = h->nargs;
+    for (int i = 1; i <= in->nargs; i++) {
+        in->args[i] = h->args[i];
     }
-    /* cancel() during the call drops the handle's own references */
-    PyObject *args[1 + FL_HANDLE_INLINE_ARGS];
-    int nargs = h->nargs;
-    for (int i = 1; i <= nargs; i++) {
-        args[i] = Py_NewRef(h->args[i]);
+    if (Py_REFCNT(h) == 1) {
+        h->callback = h->more_args = NULL;
+        h->nargs = 0;
+        return;
     }
-    PyObject *result =
-        PyObject_Vectorcall(callback, args + 1, (size_t)nargs | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
-    for (int i = 1; i <= nargs; i++) {
-        Py_DECREF(args[i]);
+    Py_INCREF(in->callback);
+    Py_XINCREF(in->more_args);
+    for (int i = 1; i <= in->nargs; i++) {
+        Py_INCREF(in->args[i]);
+    }
+}
+
+/* Give the references back to the handle if it lent them and is still to be
+ * shown (`keep`), else drop them. */
+static void
+invocation_end(handle_invocation *in, fl_handle *h, bool keep)
+{
+    if (keep && h->callback == NULL && !h->cancelled) {
+        h->callback = in->callback;
+        h->more_args = in->more_args;
+        for (int i = 1; i <= in->nargs; i++) {
+            h->args[i] = in->args[i];
+        }
+        h->nargs = (uint8_t)in->nargs;
+        return;
+    }
+    Py_DECREF(in->callback);
+    Py_XDECREF(in->more_args);
+    for (int i = 1; i <= in->nargs; i++) {
+        Py_DECREF(in->args[i]);
+    }
+}
+
+static PyObject *
+invocation_call(handle_invocation *in)
+{
+    if (in->more_args != NULL) {
+        return PyObject_Call(in->callback, in->more_args, NULL);
+    }
+    return PyObject_Vectorcall(in->callback, in->args + 1,
+                               (size_t)in->nargs | PY_VECTORCALL_ARGUMENTS_OFFSET, NULL);
+}
+
+static PyObject *
+call_in_empty_context(fl_handle *h, handle_invocation *in)
+{
+    fl_loop *loop = loop_of(h);
+    if (fl_empty_context_enter(loop) < 0) {
+        return NULL;
+    }
+    PyObject *result = invocation_call(in);
+    if (result == NULL) { /* the exception handler runs in it, too */
+        h->context = fl_empty_context_take(loop);
+        h->runs_in = FL_RUN_IN_CONTEXT;
+        return NULL;
+    }
+    if (fl_empty_context_check(loop) < 0) {
+        Py_CLEAR(result);
     }
     return result;
+}
+
+static PyObject *
+call_in_own_context(fl_handle *h, handle_invocation *in)
+{
+    if (fl_empty_context_leave(loop_of(h)) < 0) {
+        return NULL;
+    }
+    PyObject *context = Py_NewRef(h->context);
+    PyObject *result = NULL;
+    if (PyContext_Enter(context) == 0) {
+        result = invocation_call(in);
+        if (PyContext_Exit(context) < 0) {
+            Py_CLEAR(result);
+        }
+    }
+    Py_DECREF(context);
+    return result;
+}
+
+/* The end of an asyncio.sleep() */
+static PyObject *
+finish_sleep(handle_invocation *in)
+{
+    fl_future *f = (fl_future *)in->args[1];
+    if (f->state != FL_CANCELLED && fl_future_set_result(f, in->args[2]) < 0) {
+        return NULL;
+    }
+    return Py_NewRef(Py_None);
 }
 
 int
 fl_handle_run(fl_handle *h)
 {
-    if (h->cancelled) {
-        return 0;
-    }
-    PyObject *callback = Py_NewRef(h->callback);
-    PyObject *context = Py_XNewRef(h->context);
-    PyObject *result = NULL;
+    handle_invocation in;
+    PyObject *result;
     int rc = 0;
 
-    if (context == NULL) { /* the end of an asyncio.sleep() */
-        fl_future *f = (fl_future *)h->args[1];
-        if (f->state == FL_CANCELLED || fl_future_set_result(f, h->args[2]) == 0) {
-            result = Py_NewRef(Py_None);
-        }
+    if (h->cancelled || h->callback == NULL) { /* NULL: it runs already */
+        return 0;
     }
-    else if (PyContext_Enter(context) == 0) {
-        result = handle_call(h, callback);
-        if (PyContext_Exit(context) < 0) {
-            Py_CLEAR(result);
-        }
+    invocation_begin(&in, h);
+    if (h->runs_in == FL_RUN_IN_EMPTY) {
+        result = call_in_empty_context(h, &in);
+    }
+    else if (h->runs_in == FL_RUN_SLEEP_END) {
+        result = finish_sleep(&in);
+    }
+    else {
+        result = call_in_own_context(h, &in);
     }
     if (result == NULL) {
+        PyObject *callback = Py_NewRef(in.callback);
+        invocation_end(&in, h, true);
         rc = handle_report(h, callback);
+        Py_DECREF(callback);
+        return rc;
     }
-    Py_XDECREF(result);
-    Py_XDECREF(context);
-    Py_DECREF(callback);
+    Py_DECREF(result);
+    invocation_end(&in, h, Py_REFCNT(h) > 1);
     return rc;
 }
 
@@ -299,7 +396,10 @@ handle_cancelled(PyObject *self, PyObject *Py_UNUSED(ignored))
 static PyObject *
 handle_run(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    if (fl_handle_run(as_handle(self)) < 0) {
+    Py_INCREF(self); /* the interpreter can have lent us its only reference */
+    int rc = fl_handle_run(as_handle(self));
+    Py_DECREF(self);
+    if (rc < 0) {
         return NULL;
     }
     Py_RETURN_NONE;
@@ -309,10 +409,11 @@ static PyObject *
 handle_get_context_attr(PyObject *self, void *Py_UNUSED(closure))
 {
     fl_handle *h = as_handle(self);
-    if (h->context == NULL) {
-        return PyContext_CopyCurrent();
+    if (h->context == NULL && h->runs_in != FL_RUN_IN_CONTEXT) {
+        h->context = PyContext_New();
+        h->runs_in = FL_RUN_IN_CONTEXT;
     }
-    return Py_NewRef(h->context);
+    return Py_XNewRef(h->context);
 }
 
 static PyObject *
@@ -430,14 +531,25 @@ handle_dealloc(PyObject *self)
     fl_handle *h = as_handle(self);
     PyTypeObject *type = Py_TYPE(self);
     /* the loop outlives this function: it owns the state and the free list */
-    PyObject *loop = Py_XNewRef(h->loop);
+    PyObject *loop = h->loop;
     fl_state *st = loop == NULL ? NULL : ((fl_loop *)loop)->st;
 
     PyObject_GC_UnTrack(self);
-    PyObject_ClearWeakRefs(self);
-    handle_clear(self);
+    if (*(PyObject **)((char *)self + type->tp_weaklistoffset) != NULL) {
+        PyObject_ClearWeakRefs(self);
+    }
+    h->loop = NULL;
+    for (int i = 0; i < h->nargs; i++) {
+        Py_DECREF(h->args[1 + i]);
+    }
+    Py_XDECREF(h->callback);
+    Py_XDECREF(h->context);
+    Py_XDECREF(h->more_args);
+    Py_XDECREF(h->source_traceback);
+    Py_XDECREF(h->repr);
     if (st != NULL && st->n_free_handles < FL_FREE_HANDLES_MAX &&
         (type == st->HandleType || type == st->TimerHandleType)) {
+        h->callback = h->context = h->source_traceback = h->repr = NULL;
         h->more_args = (PyObject *)st->free_handles;
         st->free_handles = h;
         st->n_free_handles++;

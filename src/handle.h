@@ -10,6 +10,13 @@
 
 enum { FL_HANDLE_INLINE_ARGS = 3 };
 
+/* What its callback runs in, in fl_handle.runs_in. */
+enum {
+    FL_RUN_IN_CONTEXT = 0, /* fl_handle.context */
+    FL_RUN_IN_EMPTY = 1,   /* the loop's shared empty context: see context.h */
+    FL_RUN_SLEEP_END = 2   /* none: it only finishes a future, in C */
+};
+
 /* Where a TimerHandle is, in fl_handle.where. */
 enum { FL_TIMER_IDLE = 0, FL_TIMER_FRESH = 1, FL_TIMER_HEAPED = 2 };
 
@@ -19,7 +26,7 @@ struct fl_handle {
         char base[FL_HANDLE_BASE_SIZE];
     };
     PyObject *loop;    /* owned; NULL while on the free list */
-    PyObject *context; /* owned; NULL: copied from the current one when asked for */
+    PyObject *context; /* owned; NULL unless FL_RUN_IN_CONTEXT */
     PyObject *callback; /* owned; NULL once cancelled */
     /* args[0] is scratch space for PY_VECTORCALL_ARGUMENTS_OFFSET */
     PyObject *args[1 + FL_HANDLE_INLINE_ARGS]; /* owned */
@@ -32,6 +39,7 @@ struct fl_handle {
     size_t index;                              /* position in the list that `where` names */
     uint8_t nargs;                             /* inline arguments */
     uint8_t where;
+    uint8_t runs_in;
     bool cancelled;
     bool is_timer;
 };
@@ -45,7 +53,7 @@ fl_handle *fl_timer_handle_new(fl_loop *loop, double when, PyObject *callback,
                                PyObject *const *args, Py_ssize_t nargs,
                                PyObject *context);
 
-/* Call it in its context. An exception goes to the loop's exception handler;
+/* Call it in its context; the caller's reference may be the last. An exception goes to the loop's exception handler;
  * only KeyboardInterrupt and SystemExit come back, as -1. */
 int fl_handle_run(fl_handle *h);
 

@@ -136,12 +136,12 @@ fl_loop_swap_current(fl_loop *loop, PyObject *task)
     if (loop->current_task == task) {
         return 0;
     }
-#if PY_VERSION_HEX >= 0x030c0000
+#if PY_VERSION_HEX >= 0x030e0000
     PyObject *args[2] = {(PyObject *)loop, task == NULL ? Py_None : task};
     PyObject *before = fl_call_cfunction(st->swap_current_task, args, 2);
     rc = before == NULL ? -1 : 0;
+    Py_XDECREF(before);
 #else
-    PyObject *before = NULL;
     if (task != NULL) {
         rc = PyDict_SetItem(st->current_tasks, (PyObject *)loop, task);
     }
@@ -158,7 +158,6 @@ fl_loop_swap_current(fl_loop *loop, PyObject *task)
         loop->current_task = Py_XNewRef(task);
         Py_XDECREF(old);
     }
-    Py_XDECREF(before);
     return rc;
 }
 
@@ -179,14 +178,27 @@ fl_loop_restore_current(fl_loop *loop, PyObject *task)
 
 /* --- call_soon and its kin --- */
 
+static int parse_context_slowly(const char *name, PyObject *const *args, Py_ssize_t nargs,
+                                PyObject *kwnames, Py_ssize_t required, PyObject **context);
+
 /* Splits off the one keyword that all of them take. `*context` is borrowed. Two
  * arguments are required where the first is a delay, a time or an fd. */
-static int
+static inline int
 parse_context(const char *name, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
               Py_ssize_t required, PyObject **context)
 {
-    Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
     *context = NULL;
+    if (kwnames == NULL && nargs >= required) {
+        return 0;
+    }
+    return parse_context_slowly(name, args, nargs, kwnames, required, context);
+}
+
+static int
+parse_context_slowly(const char *name, PyObject *const *args, Py_ssize_t nargs,
+                     PyObject *kwnames, Py_ssize_t required, PyObject **context)
+{
+    Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
     if (nargs < required) {
         PyErr_Format(PyExc_TypeError, "%s() missing %zd required positional argument(s)", name,
                      required - nargs);
@@ -923,6 +935,7 @@ loop_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(loop->current_task);
     Py_VISIT(loop->current_handle);
     Py_VISIT(loop->slow_callback_duration);
+    Py_VISIT(loop->empty_context);
     return fl_fd_visit(loop, visit, arg);
 }
 
@@ -939,6 +952,7 @@ loop_clear(PyObject *self)
     Py_CLEAR(loop->current_task);
     Py_CLEAR(loop->current_handle);
     Py_CLEAR(loop->slow_callback_duration);
+    Py_CLEAR(loop->empty_context);
     return 0;
 }
 

@@ -49,6 +49,8 @@ struct fl_loop {
     PyObject *current_task;   /* owned: what asyncio.current_task() gives, or NULL */
     PyObject *current_handle; /* owned, debug mode: the handle that runs, or NULL */
     PyObject *slow_callback_duration; /* owned: a number of seconds */
+    PyObject *empty_context;  /* owned, or NULL: see context.h */
+    bool in_empty_context;    /* it is entered now */
 
     /* Receive buffer shared by the loop's transports (only used between a
      * recv and the making of its bytes object); allocated on first use. */

@@ -59,7 +59,7 @@ struct fl_state {
     PyObject *task_print_stack;          /* base_tasks._task_print_stack */
     PyObject *set_result_unless_cancelled; /* futures._set_result_unless_cancelled */
     PyObject *get_event_loop;            /* events.get_event_loop */
-    PyObject *current_tasks;             /* 3.11: tasks._current_tasks, a dict */
+    PyObject *current_tasks;             /* 3.11-3.13: tasks._current_tasks, a dict */
     PyObject *swap_current_task;         /* 3.12+: _asyncio._swap_current_task */
     PyObject *enter_task, *leave_task;   /* tasks._enter_task, _leave_task */
     PyObject *register_task;             /* 3.14+: _asyncio._register_task */

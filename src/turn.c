@@ -5,6 +5,7 @@
 
 #include <errno.h>
 
+#include "context.h"
 #include "report.h"
 #include "task.h"
 
@@ -126,6 +127,10 @@ run_entry(fl_loop *loop, uintptr_t entry)
     void *object = (void *)(entry & ~(uintptr_t)FL_READY_TAGS);
     int rc;
 
+    if (loop->in_empty_context && (entry & FL_READY_TAGS) != FL_READY_HANDLE &&
+        fl_empty_context_leave(loop) < 0) {
+        return -1;
+    }
     if ((entry & FL_READY_TAGS) == FL_READY_TASK) {
         rc = fl_task_run(loop, object);
         return release_task(loop, object) < 0 ? -1 : rc;
@@ -193,16 +198,13 @@ static int
 run_ready(fl_loop *loop)
 {
     size_t n = fl_ready_len(&loop->ready);
-    loop->steps += n;
-    for (; n > 0; n--) {
+    int rc = 0;
+    for (; n > 0 && rc == 0; n--) {
         uintptr_t entry = fl_ready_pop(&loop->ready);
-        int rc = loop->debug ? run_entry_debug(loop, entry) : run_entry(loop, entry);
-        if (rc < 0) {
-            loop->steps -= n - 1;
-            return -1;
-        }
+        loop->steps++;
+        rc = loop->debug ? run_entry_debug(loop, entry) : run_entry(loop, entry);
     }
-    return 0;
+    return fl_empty_context_leave(loop) < 0 ? -1 : rc;
 }
 
 static int
