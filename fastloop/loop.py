@@ -13,6 +13,7 @@ from asyncio import events
 
 from . import _core
 from ._process import ProcessMixin
+from ._transports import TransportMixin
 
 
 class _Engine:
@@ -26,7 +27,7 @@ class _Engine:
         return {}
 
 
-class Loop(_core.Loop, ProcessMixin, asyncio.SelectorEventLoop):
+class Loop(_core.Loop, ProcessMixin, TransportMixin, asyncio.SelectorEventLoop):
     """An asyncio event loop whose engine is written in C.
 
     It does all that asyncio.SelectorEventLoop does, with the same signatures, errors and order

@@ -4,6 +4,7 @@
 #include "handle.h"
 #include "loop.h"
 #include "state.h"
+#include "stream.h"
 #include "task.h"
 
 PyTypeObject *
@@ -132,7 +133,8 @@ module_exec(PyObject *module)
     st->module = module;
     if (intern_names(st) < 0 || import_asyncio(st) < 0 || import_helpers(st) < 0 ||
         fl_handle_init(module, st) < 0 || fl_future_init(module, st) < 0 ||
-        fl_task_init(module, st) < 0 || fl_loop_init(module, st) < 0) {
+        fl_task_init(module, st) < 0 || fl_loop_init(module, st) < 0 ||
+        fl_stream_init(module, st) < 0) {
         return -1;
     }
     return 0;
@@ -192,6 +194,10 @@ static int
 module_traverse(PyObject *module, visitproc visit, void *arg)
 {
     visitor v = {visit, arg};
+    int rc = fl_stream_state_traverse(fl_state_of_module(module), visit, arg);
+    if (rc != 0) {
+        return rc;
+    }
     return each_slot(fl_state_of_module(module), visit_slot, &v);
 }
 
@@ -203,6 +209,7 @@ module_clear(PyObject *module)
         fl_handle_free_lists_clear(st);
     }
     fl_future_free_lists_clear(st);
+    fl_stream_state_clear(st);
     return each_slot(st, clear_slot, NULL);
 }
 
@@ -210,6 +217,7 @@ static void
 module_free(void *module)
 {
     module_clear(module);
+    PyMem_Free(fl_state_of_module(module)->stream);
 }
 
 PyDoc_STRVAR(live_tasks_doc, "_live_tasks($module, /)\n--\n\n"

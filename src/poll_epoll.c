@@ -99,6 +99,9 @@ fl_poll_wait(fl_poller *p, int64_t timeout_ns, fl_event *events, int max)
         if (e & (EPOLLIN | EPOLLRDHUP)) {
             out |= FL_READ;
         }
+        if (e & EPOLLRDHUP) {
+            out |= FL_EOF;
+        }
         if (e & EPOLLOUT) {
             out |= FL_WRITE;
         }

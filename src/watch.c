@@ -154,9 +154,32 @@ fl_watch_stop(fl_loop *loop, fl_watch *w)
     }
 }
 
+void
+fl_watch_hold(fl_loop *loop, fl_watch *w, bool hold)
+{
+    fl_fd_entry *e = entry_of(loop, w->fd);
+
+    if (e == NULL || e->watch != w) {
+        hold = false;
+    }
+    if (hold == w->held) {
+        return;
+    }
+    w->held = hold;
+    if (hold) {
+        Py_INCREF(w->owner);
+    }
+    else {
+        Py_DECREF(w->owner);
+    }
+}
+
 int
 fl_watch_queue(fl_loop *loop, fl_watch *w, unsigned events)
 {
+    if (!loop->open) {
+        return 0;
+    }
     w->events |= events;
     if (w->queued) {
         return 0;
@@ -209,6 +232,10 @@ fl_fd_visit(fl_loop *loop, visitproc visit, void *arg)
     for (int fd = 0; fd < loop->fds.len; fd++) {
         Py_VISIT(loop->fds.entries[fd].reader);
         Py_VISIT(loop->fds.entries[fd].writer);
+        fl_watch *w = loop->fds.entries[fd].watch;
+        if (w != NULL && w->held) {
+            Py_VISIT(w->owner);
+        }
     }
     return 0;
 }
@@ -220,6 +247,13 @@ fl_fd_table_close(fl_loop *loop)
      * owners find no entry in fl_watch_stop, which is what it expects. */
     fl_fd_table t = loop->fds;
     loop->fds = (fl_fd_table){0};
+    for (int fd = 0; fd < t.len; fd++) {
+        fl_watch *w = t.entries[fd].watch;
+        if (w != NULL && w->held) { /* it has no reader: that place is free */
+            w->held = false;
+            t.entries[fd].reader = (fl_handle *)w->owner;
+        }
+    }
     for (int fd = 0; fd < t.len; fd++) {
         Py_CLEAR(t.entries[fd].reader);
         Py_CLEAR(t.entries[fd].writer);

@@ -19,6 +19,7 @@ struct fl_watch {
     int fd;          /* -1: not watching */
     unsigned events; /* accumulated since on_event last ran */
     bool queued;     /* in the ready queue */
+    bool held;       /* the loop owns a reference to owner */
     /* Called from the ready queue with what happened; owner is kept alive by
      * the caller. Handles its own errors; -1 only for KeyboardInterrupt and
      * SystemExit (or another exception that must leave run_forever). */
@@ -53,6 +54,11 @@ int fl_fd_remove_handle(fl_loop *loop, int fd, unsigned which);
 int fl_watch_start(fl_loop *loop, fl_watch *w, unsigned interest);
 int fl_watch_change(fl_loop *loop, fl_watch *w, unsigned interest);
 void fl_watch_stop(fl_loop *loop, fl_watch *w);
+
+/* Have the loop own a reference to w's owner while it watches, or not: as a
+ * selector owns the handle of a reader. It ends with the loop. The caller has a
+ * reference of its own. */
+void fl_watch_hold(fl_loop *loop, fl_watch *w, bool hold);
 
 /* Queue `events` for w as if the poller had reported them (for example the rest
  * of a large read, after which others must have their turn). */

@@ -1,0 +1,243 @@
+/* stream.h - SocketTransport: bytes over a connected stream socket.
+ *
+ * The twin of asyncio.selector_events._SelectorSocketTransport, and a subtype
+ * of asyncio.Transport. Its files:
+ *   stream.c         birth and end
+ *   stream_type.c    what Python code sees of the object
+ *   stream_read.c    events of the socket, reading, pausing
+ *   stream_write.c   writing, what waits to be sent, flow control
+ *   streams_fast.c   received bytes straight into an asyncio.StreamReader
+ *   server.c         accepting
+ */
+#ifndef FASTLOOP_STREAM_H
+#define FASTLOOP_STREAM_H
+
+#include "future.h"
+
+/* asyncio.transports._FlowControlMixin: its slots come first in our objects
+ * and are never used. stream.c refuses to load where this is not enough. */
+enum { FL_TRANSPORT_BASE_SIZE = 56 };
+
+/* Bytes that wait to be sent: a slice of a bytes object. */
+typedef struct {
+    PyObject *owner; /* owned bytes */
+    const char *data;
+    size_t len;
+} fl_chunk;
+
+typedef struct {
+    fl_chunk *items; /* items[head..count) wait */
+    size_t head, count, capacity;
+    size_t bytes; /* sum of their lengths */
+} fl_chunks;
+
+typedef struct {
+    union {
+        PyObject ob_base;
+        char base[FL_TRANSPORT_BASE_SIZE];
+    };
+    PyObject *dict;     /* owned: attributes that user code adds, or NULL */
+    PyObject *weakrefs; /* list of weak references */
+    fl_state *st;       /* borrowed from the type's module */
+    fl_loop *loop;      /* owned; NULL once the connection is lost */
+    PyObject *sock;     /* owned socket.socket; NULL once the connection is lost */
+    const int *sock_fd; /* the fd inside sock, or NULL: ask sock.fileno() */
+    int fd;             /* asyncio's _sock_fd: what sock had at first */
+    PyObject *protocol; /* owned; NULL once the connection is lost */
+    PyObject *extra;    /* owned dict of get_extra_info() */
+    PyObject *server;   /* owned asyncio.Server, or NULL */
+    PyObject *waiter;   /* owned future to finish when reading starts, or NULL */
+    PyObject *context;  /* owned contextvars.Context that the protocol is called in */
+    PyObject *loop_context; /* owned: 3.15's context= argument, or NULL */
+    PyObject *empty_waiter; /* owned future of _make_empty_waiter(), or NULL */
+    PyObject *high_object, *low_object; /* owned: water marks that are not ints, or NULL */
+    Py_ssize_t high_water, low_water;   /* bytes */
+    fl_watch watch;
+    fl_flush flush;
+    fl_chunks out;
+    uint64_t write_turn; /* loop->turns at the last write */
+    int conn_lost;       /* asyncio's: connection_lost is scheduled, then failed writes */
+    uint8_t pieces;      /* > 0: writes wait for the end of the turn */
+    bool writes_again;   /* a second write came in this turn */
+    bool buffered;       /* the protocol is an asyncio.BufferedProtocol */
+    bool stock;          /* ... or exactly an asyncio.StreamReaderProtocol */
+    bool connected;      /* asyncio's _protocol_connected */
+    bool started;        /* reading may happen: connection_made has been called */
+    bool closing;
+    bool paused;
+    bool no_more_reads;  /* eof_received() kept the connection open */
+    bool eof;            /* write_eof() */
+    bool protocol_paused;
+    bool blocked;        /* the kernel took less than it was given: await FL_WRITE */
+    bool readable;       /* there may be more to read than events told */
+    bool hung_up;        /* the peer ended: read until the kernel says so */
+    bool lent;           /* the fd is watched by somebody else (sendfile) */
+} fl_stream;
+
+/* What the module needs of asyncio for streams; fl_state.stream. */
+typedef struct fl_stream_state {
+    PyTypeObject *StreamType;
+    PyTypeObject *SocketType;     /* socket.socket */
+    PyTypeObject *RawSocketType;  /* _socket.socket */
+    PyObject *TransportSocket;    /* asyncio.trsock.TransportSocket */
+    PyObject *BufferedProtocol;   /* asyncio.protocols.BufferedProtocol */
+    PyObject *SelectorLoop;       /* asyncio.selector_events.BaseSelectorEventLoop */
+    PyTypeObject *StreamReaderProtocol;
+    PyTypeObject *StreamReader;
+    PyObject *data_received;      /* StreamReaderProtocol.data_received as imported */
+    PyObject *feed_data;          /* StreamReader.feed_data as imported */
+    PyObject *wakeup_waiter;      /* StreamReader._wakeup_waiter as imported */
+    PyObject *accept_retry_delay; /* asyncio.constants.ACCEPT_RETRY_DELAY */
+
+#define FL_STREAM_NAMES(X)                                                       \
+    X(data_received) X(eof_received) X(get_buffer) X(buffer_updated)             \
+    X(connection_made) X(connection_lost) X(pause_writing) X(resume_writing)     \
+    X(pause_reading) X(close) X(fileno) X(getsockname) X(getpeername)            \
+    X(_attach) X(_detach) X(socket) X(sockname) X(peername) X(cancelled)         \
+    X(set_result) X(set_exception) X(done) X(_stream_reader_wr) X(feed_data)     \
+    X(_wakeup_waiter) X(_buffer) X(_eof) X(_waiter) X(_transport) X(_paused)     \
+    X(_limit) X(_transports) X(is_closing) X(_call_connection_lost)              \
+    X(_make_socket_transport) X(_accept_connection) X(_accept_connection2)       \
+    X(_start_serving) X(_remove_reader) X(call_later) X(create_task) X(accept)   \
+    X(debug) X(warning) X(exc_info) X(family) X(type) X(proto)                   \
+    X(get) X(data)
+#define FL_STREAM_NAME_FIELD(name) PyObject *str_##name;
+    FL_STREAM_NAMES(FL_STREAM_NAME_FIELD)
+#undef FL_STREAM_NAME_FIELD
+} fl_stream_state;
+
+/* stream_type.c. Register the type and the Loop methods of these files; and the
+ * module's part in garbage collection. */
+int fl_stream_init(PyObject *module, fl_state *st);
+int fl_stream_state_traverse(fl_state *st, visitproc visit, void *arg);
+void fl_stream_state_clear(fl_state *st);
+
+/* stream.c */
+extern PyMethodDef fl_stream_loop_methods[];
+
+/* A transport for the connected non-blocking `sock`. protocol.connection_made()
+ * is scheduled, then reading starts and `waiter` is finished. `waiter`, `extra`,
+ * `server` and `context` may be NULL or None. Another transport that uses the
+ * same fd is a RuntimeError. */
+PyObject *fl_stream_new(fl_loop *loop, PyObject *sock, PyObject *protocol,
+                        PyObject *waiter, PyObject *extra, PyObject *server,
+                        PyObject *context);
+
+/* asyncio's _ensure_fd_no_transport: RuntimeError and -1 if an open transport
+ * uses `fd`. `object` is what the caller was given, for the message. */
+int fl_ensure_fd_no_transport(fl_loop *loop, int fd, PyObject *object);
+
+/* The methods of the same name. -1 with an exception set. */
+int fl_stream_close(fl_stream *t);
+int fl_stream_force_close(fl_stream *t, PyObject *exc);
+int fl_stream_set_protocol(fl_stream *t, PyObject *protocol);
+
+/* asyncio's _fatal_error with the exception that is set: report it, close the
+ * transport with it and give 0; KeyboardInterrupt and SystemExit stay set: -1. */
+int fl_stream_fatal(fl_stream *t, const char *message);
+
+/* Call protocol.connection_lost(exc) and let go of everything. -1 with what
+ * connection_lost() raised. */
+int fl_stream_connection_lost(fl_stream *t, PyObject *exc);
+
+/* Stop watching, close the socket and tell the server; errors are printed. */
+void fl_stream_release_socket(fl_stream *t);
+
+/* The fd is still the one the transport was made with: false with errno EBADF
+ * once somebody closed the socket object. */
+bool fl_stream_fd_valid(fl_stream *t);
+
+/* Keep the transport alive while the loop has a use for it. */
+void fl_stream_update_hold(fl_stream *t);
+
+/* logger.debug(format, self) when the loop is in debug mode. */
+int fl_stream_log_debug(fl_stream *t, const char *format);
+
+/* `loop`'s exception handler gets the exception that is set, raised in serving the
+ * transport. As fl_report_raised. */
+int fl_stream_report(fl_stream *t, PyObject *loop, const char *message);
+
+/* stream_read.c */
+
+/* Event of the watch, beside the poller's: connection_made() has been called. */
+enum { FL_STREAM_START = 1 << 8 };
+
+int fl_stream_on_event(fl_watch *w, unsigned events);
+int fl_stream_pause_reading(fl_stream *t);
+int fl_stream_resume_reading(fl_stream *t);
+
+static inline bool
+fl_stream_is_reading(const fl_stream *t)
+{
+    return !t->closing && !t->paused;
+}
+
+/* stream_write.c */
+extern PyMethodDef fl_stream_write_methods[];
+
+/* Send what waits, as the event loop does: protocol and waiters are told. */
+int fl_stream_write_ready(fl_stream *t);
+int fl_stream_on_flush(fl_flush *f);
+
+/* Give the kernel what waits, telling nobody. 0, or -1 with errno. */
+int fl_stream_send_waiting(fl_stream *t);
+
+/* Finish the future of _make_empty_waiter() unless it is done: with the
+ * exception exc, or with None. */
+int fl_stream_finish_empty_waiter(fl_stream *t, PyObject *exc);
+
+void fl_chunks_clear(fl_chunks *c);
+
+/* streams_fast.c */
+
+/* Deliver `n` bytes to the StreamReader of a stock protocol. 1: done, 0: the
+ * ordinary way must be taken, -1: the exception that data_received would have
+ * raised is set. */
+int fl_streams_feed(fl_stream *t, const char *data, Py_ssize_t n);
+
+/* The exception that is set, cleared, with its traceback; and the reverse, which
+ * takes over the reference. */
+static inline PyObject *
+fl_take_exception(void)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    return PyErr_GetRaisedException();
+#else
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (type == NULL) {
+        return NULL;
+    }
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (traceback != NULL) {
+        PyException_SetTraceback(value, traceback);
+        Py_DECREF(traceback);
+    }
+    Py_DECREF(type);
+    return value;
+#endif
+}
+
+static inline void
+fl_restore_exception(PyObject *exc)
+{
+#if PY_VERSION_HEX >= 0x030C0000
+    PyErr_SetRaisedException(exc);
+#else
+    if (exc == NULL) {
+        PyErr_Clear();
+        return;
+    }
+    PyErr_Restore(Py_NewRef(Py_TYPE(exc)), exc, PyException_GetTraceback(exc));
+#endif
+}
+
+/* server.c */
+extern PyMethodDef fl_server_loop_methods[];
+
+/* The address of a connected socket as Python code knows it; NULL without an
+ * exception for a family that only Python's socket module knows. */
+struct sockaddr;
+PyObject *fl_make_address(const struct sockaddr *address, unsigned len);
+
+#endif

@@ -1,0 +1,343 @@
+/* stream_read.c - what the poller says about a SocketTransport, and reading.
+ *
+ * The fd is registered once, edge-triggered, for reading and writing. A read that
+ * comes back short has emptied the socket, so nothing more is asked of the kernel
+ * until its next edge; unless the peer has ended, which gives no further edge: then
+ * the socket is read on until the end shows. One recv() an event, as asyncio: what
+ * is left is queued behind the others.
+ */
+#include "stream.h"
+
+#include <errno.h>
+#include <sys/socket.h>
+
+/* recv() into `buffer`; EINTR is tried again. -1 with errno. */
+static ssize_t
+receive(fl_stream *t, void *buffer, size_t size)
+{
+    ssize_t n;
+
+    if (!fl_stream_fd_valid(t)) {
+        return -1;
+    }
+    do {
+        n = recv(t->fd, buffer, size, 0);
+    } while (n < 0 && errno == EINTR);
+    if (n == 0) {
+        t->hung_up = true;
+    }
+    t->readable = n > 0 && ((size_t)n == size || t->hung_up);
+    return n;
+}
+
+/* recv() gave -1: 0 if there was nothing, else the transport's end. */
+static int
+receive_failed(fl_stream *t)
+{
+    if (errno == EAGAIN || errno == EWOULDBLOCK) {
+        t->hung_up = false;
+        return 0;
+    }
+    PyErr_SetFromErrno(PyExc_OSError);
+    return fl_stream_fatal(t, "Fatal read error on socket transport");
+}
+
+int
+fl_stream_log_debug(fl_stream *t, const char *format)
+{
+    PyObject *result;
+
+    if (t->loop == NULL || !t->loop->debug) {
+        return 0;
+    }
+    result = PyObject_CallMethod(t->st->logger, "debug", "sO", format, t);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+static int
+on_eof(fl_stream *t)
+{
+    PyObject *protocol, *result;
+    int keep_open;
+
+    if (fl_stream_log_debug(t, "%r received EOF") < 0) {
+        return -1;
+    }
+    protocol = Py_NewRef(t->protocol);
+    result = PyObject_CallMethodNoArgs(protocol, t->st->stream->str_eof_received);
+    Py_DECREF(protocol);
+    if (result == NULL) {
+        return fl_stream_fatal(t, "Fatal error: protocol.eof_received() call failed.");
+    }
+    keep_open = PyObject_IsTrue(result);
+    Py_DECREF(result);
+    if (keep_open < 0) {
+        return -1;
+    }
+    if (!keep_open) {
+        return fl_stream_close(t);
+    }
+    t->no_more_reads = true;
+    fl_stream_update_hold(t);
+    return 0;
+}
+
+/* Protocol: one exact bytes object a read. */
+static int
+read_data(fl_stream *t, const char *data, Py_ssize_t n)
+{
+    PyObject *bytes = PyBytes_FromStringAndSize(data, n), *protocol, *result;
+
+    if (bytes == NULL) {
+        return fl_stream_fatal(t, "Fatal read error on socket transport");
+    }
+    protocol = Py_NewRef(t->protocol);
+    result = PyObject_CallMethodOneArg(protocol, t->st->stream->str_data_received, bytes);
+    Py_DECREF(protocol);
+    Py_DECREF(bytes);
+    if (result == NULL) {
+        return fl_stream_fatal(t, "Fatal error: protocol.data_received() call failed.");
+    }
+    Py_DECREF(result);
+    return 0;
+}
+
+static int
+read_ready_data(fl_stream *t)
+{
+    char *buffer = fl_loop_recv_buffer(t->loop);
+    ssize_t n;
+
+    if (buffer == NULL) {
+        return fl_stream_fatal(t, "Fatal read error on socket transport");
+    }
+    n = receive(t, buffer, FL_RECV_BUFFER_SIZE);
+    if (n < 0) {
+        return receive_failed(t);
+    }
+    if (n == 0) {
+        return on_eof(t);
+    }
+    if (t->stock) {
+        int fed = fl_streams_feed(t, buffer, n);
+        if (fed != 0) {
+            return fed > 0 ? 0
+                           : fl_stream_fatal(t, "Fatal error: protocol.data_received() "
+                                                "call failed.");
+        }
+    }
+    return read_data(t, buffer, n);
+}
+
+/* The buffer that protocol.get_buffer() gives, which may be anything. */
+static int
+get_buffer(fl_stream *t, Py_buffer *view)
+{
+    fl_stream_state *ss = t->st->stream;
+    const char *failure = "Fatal error: protocol.get_buffer() call failed.";
+    PyObject *hint = PyLong_FromLong(-1), *protocol, *buffer;
+    Py_ssize_t len;
+
+    if (hint == NULL) {
+        return fl_stream_fatal(t, failure) < 0 ? -1 : 0;
+    }
+    protocol = Py_NewRef(t->protocol);
+    buffer = PyObject_CallMethodOneArg(protocol, ss->str_get_buffer, hint);
+    Py_DECREF(protocol);
+    Py_DECREF(hint);
+    len = buffer == NULL ? -1 : PyObject_Size(buffer);
+    if (len == 0) {
+        PyErr_SetString(PyExc_RuntimeError, "get_buffer() returned an empty buffer");
+    }
+    if (len <= 0) {
+        Py_XDECREF(buffer);
+        return fl_stream_fatal(t, failure) < 0 ? -1 : 0;
+    }
+    if (PyObject_GetBuffer(buffer, view, PyBUF_WRITABLE) < 0) {
+        PyErr_Format(PyExc_TypeError,
+                     "recv_into() argument 1 must be read-write bytes-like object, "
+                     "not %.50s",
+                     Py_TYPE(buffer)->tp_name);
+        Py_DECREF(buffer);
+        return fl_stream_fatal(t, "Fatal read error on socket transport") < 0 ? -1 : 0;
+    }
+    Py_DECREF(buffer);
+    return 1;
+}
+
+static int
+buffer_updated(fl_stream *t, ssize_t n)
+{
+    PyObject *count = PyLong_FromSsize_t(n), *protocol, *result;
+
+    if (count == NULL) {
+        return fl_stream_fatal(t, "Fatal error: protocol.buffer_updated() call failed.");
+    }
+    protocol = Py_NewRef(t->protocol);
+    result = PyObject_CallMethodOneArg(protocol, t->st->stream->str_buffer_updated, count);
+    Py_DECREF(protocol);
+    Py_DECREF(count);
+    if (result == NULL) {
+        return fl_stream_fatal(t, "Fatal error: protocol.buffer_updated() call failed.");
+    }
+    Py_DECREF(result);
+    return 0;
+}
+
+static int
+read_ready_buffer(fl_stream *t)
+{
+    Py_buffer view;
+    ssize_t n;
+    int error, status = get_buffer(t, &view);
+
+    if (status <= 0) {
+        return status;
+    }
+    if (t->loop == NULL) { /* get_buffer() was long enough to lose the connection */
+        PyBuffer_Release(&view);
+        return 0;
+    }
+    n = receive(t, view.buf, (size_t)view.len);
+    error = errno;
+    PyBuffer_Release(&view);
+    if (t->loop == NULL) {
+        return 0;
+    }
+    if (n < 0) {
+        errno = error;
+        return receive_failed(t);
+    }
+    return n == 0 ? on_eof(t) : buffer_updated(t, n);
+}
+
+static bool
+may_read(const fl_stream *t)
+{
+    return t->started && t->readable && fl_stream_is_reading(t) && !t->no_more_reads &&
+           t->conn_lost == 0;
+}
+
+static int
+read_ready(fl_stream *t)
+{
+    int status = t->buffered ? read_ready_buffer(t) : read_ready_data(t);
+
+    if (status == 0 && may_read(t)) {
+        status = fl_watch_queue(t->loop, &t->watch, FL_READ);
+    }
+    return status;
+}
+
+/* connection_made() has been called: read from now on, and wake who waits for the
+ * connection. */
+static int
+start(fl_stream *t)
+{
+    PyObject *waiter = t->waiter, *result;
+
+    t->started = true;
+    if (t->loop != NULL) {
+        fl_stream_update_hold(t);
+    }
+    if (waiter == NULL) {
+        return 0;
+    }
+    t->waiter = NULL;
+    result = PyObject_CallFunctionObjArgs(t->st->set_result_unless_cancelled, waiter,
+                                          Py_None, NULL);
+    Py_DECREF(waiter);
+    Py_XDECREF(result);
+    return result == NULL ? -1 : 0;
+}
+
+static int
+handle_events(fl_stream *t, PyObject *loop, unsigned events)
+{
+    int status = 0;
+
+    if (events & FL_STREAM_START) {
+        status = start(t);
+        if (status < 0) {
+            status = fl_stream_report(t, loop, "Exception in starting a transport");
+        }
+    }
+    if (status == 0 && may_read(t)) {
+        status = read_ready(t);
+        if (status < 0) {
+            status = fl_stream_report(t, loop, "Exception in reading from a transport");
+        }
+    }
+    if (status == 0 && (events & FL_WRITE) && t->loop != NULL && t->blocked) {
+        status = fl_stream_write_ready(t);
+        if (status < 0) {
+            status = fl_stream_report(t, loop, "Exception in writing to a transport");
+        }
+    }
+    return status;
+}
+
+int
+fl_stream_on_event(fl_watch *w, unsigned events)
+{
+    fl_stream *t = (fl_stream *)w->owner;
+    PyObject *context, *loop;
+    int status;
+
+    if (t->loop == NULL) {
+        return 0;
+    }
+    if (events & FL_READ) {
+        t->readable = true;
+    }
+    if (events & (FL_HANGUP | FL_EOF)) {
+        t->hung_up = true;
+    }
+    if (!(events & FL_STREAM_START) && !may_read(t) && !t->blocked) {
+        return 0;
+    }
+    loop = Py_NewRef(t->loop);
+    context = Py_NewRef(t->context);
+    if (PyContext_Enter(context) < 0) {
+        status = fl_stream_fatal(t, "Fatal error on transport");
+    }
+    else {
+        status = handle_events(t, loop, events);
+        if (PyContext_Exit(context) < 0) {
+            status = -1;
+        }
+    }
+    Py_DECREF(context);
+    Py_DECREF(loop);
+    return status;
+}
+
+int
+fl_stream_pause_reading(fl_stream *t)
+{
+    if (!fl_stream_is_reading(t)) {
+        return 0;
+    }
+    t->paused = true;
+    fl_stream_update_hold(t);
+    return fl_stream_log_debug(t, "%r pauses reading");
+}
+
+int
+fl_stream_resume_reading(fl_stream *t)
+{
+    if (t->closing || !t->paused) {
+        return 0;
+    }
+    t->paused = false;
+    t->no_more_reads = false; /* asyncio reads, and calls eof_received(), again */
+    t->readable |= t->hung_up;
+    if (t->conn_lost == 0) {
+        fl_stream_update_hold(t);
+        if (may_read(t) && fl_watch_queue(t->loop, &t->watch, FL_READ) < 0) {
+            return -1;
+        }
+    }
+    return fl_stream_log_debug(t, "%r resumes reading");
+}
