@@ -8,7 +8,9 @@
 #include "future.h"
 #include "report.h"
 
-enum { FL_FREE_HANDLES_MAX = 512 };
+/* About 150 bytes each. A burst that outgrows the list also makes the garbage
+ * collector look at every handle. */
+enum { FL_FREE_HANDLES_MAX = 4096 };
 
 static inline fl_handle *
 as_handle(PyObject *self)
@@ -32,19 +34,27 @@ is_sleep_end(const fl_state *st, PyObject *callback, PyObject *const *args, Py_s
            Py_IS_TYPE(args[0], st->FutureType);
 }
 
+/* A handle or timer without its callback; the free lists hold ones that
+ * handle_dealloc left no object in. */
 static fl_handle *
-handle_alloc(fl_state *st, PyTypeObject *type)
+handle_alloc(fl_state *st, bool is_timer)
 {
-    fl_handle *h = st->free_handles;
+    PyTypeObject *type = is_timer ? st->TimerHandleType : st->HandleType;
+    fl_handle **list = is_timer ? &st->free_timers : &st->free_handles;
+    fl_handle *h = *list;
+
     if (h == NULL) {
-        return (fl_handle *)type->tp_alloc(type, 0); /* zeroed and tracked */
+        h = (fl_handle *)type->tp_alloc(type, 0); /* zeroed and tracked */
+        if (h != NULL) {
+            h->is_timer = is_timer;
+        }
+        return h;
     }
-    st->free_handles = (fl_handle *)h->more_args;
-    st->n_free_handles--;
-    /* handle_dealloc left no object in it */
+    *list = (fl_handle *)h->more_args;
+    *(is_timer ? &st->n_free_timers : &st->n_free_handles) -= 1;
     h->more_args = NULL;
     h->nargs = h->where = h->runs_in = 0;
-    h->cancelled = h->is_timer = false;
+    h->cancelled = false;
     PyObject_Init((PyObject *)h, type);
     PyObject_GC_Track(h);
     return h;
@@ -58,7 +68,7 @@ handle_fill(fl_handle *h, fl_loop *loop, PyObject *callback, PyObject *const *ar
     h->callback = Py_NewRef(callback);
     if (nargs <= FL_HANDLE_INLINE_ARGS) {
         for (Py_ssize_t i = 0; i < nargs; i++) {
-            h->args[1 + i] = Py_NewRef(args[i]);
+            h->args[i] = Py_NewRef(args[i]);
         }
         h->nargs = (uint8_t)nargs;
     }
@@ -99,7 +109,7 @@ fl_handle *
 fl_handle_new(fl_loop *loop, PyObject *callback, PyObject *const *args, Py_ssize_t nargs,
               PyObject *context)
 {
-    fl_handle *h = handle_alloc(loop->st, loop->st->HandleType);
+    fl_handle *h = handle_alloc(loop->st, false);
     if (h != NULL && handle_fill(h, loop, callback, args, nargs, context) < 0) {
         Py_CLEAR(h);
     }
@@ -117,21 +127,20 @@ deadline_ns(double when)
     return ns < 0 ? 0 : (int64_t)ns;
 }
 
-fl_handle *
-fl_timer_handle_new(fl_loop *loop, double when, PyObject *callback, PyObject *const *args,
-                    Py_ssize_t nargs, PyObject *context)
+fl_timer *
+fl_timer_new(fl_loop *loop, double when, PyObject *callback, PyObject *const *args,
+             Py_ssize_t nargs, PyObject *context)
 {
-    fl_handle *h = handle_alloc(loop->st, loop->st->TimerHandleType);
-    if (h == NULL) {
+    fl_timer *t = (fl_timer *)handle_alloc(loop->st, true);
+    if (t == NULL) {
         return NULL;
     }
-    h->is_timer = true;
-    h->when = when;
-    h->when_ns = deadline_ns(when);
-    if (handle_fill(h, loop, callback, args, nargs, context) < 0) {
-        Py_CLEAR(h);
+    t->when = when;
+    t->when_ns = deadline_ns(when);
+    if (handle_fill(&t->handle, loop, callback, args, nargs, context) < 0) {
+        Py_CLEAR(t);
     }
-    return h;
+    return t;
 }
 
 static PyObject *
@@ -143,7 +152,7 @@ handle_args_tuple(const fl_handle *h)
     PyObject *tuple = PyTuple_New(h->nargs);
     if (tuple != NULL) {
         for (int i = 0; i < h->nargs; i++) {
-            PyTuple_SET_ITEM(tuple, i, Py_NewRef(h->args[1 + i]));
+            PyTuple_SET_ITEM(tuple, i, Py_NewRef(h->args[i]));
         }
     }
     return tuple;
@@ -209,8 +218,8 @@ invocation_begin(handle_invocation *in, fl_handle *h)
     in->callback = h->callback;
     in->more_args = h->more_args;
     in->nargs = h->nargs;
-    for (int i = 1; i <= in->nargs; i++) {
-        in->args[i] = h->args[i];
+    for (int i = 0; i < in->nargs; i++) {
+        in->args[1 + i] = h->args[i];
     }
     if (Py_REFCNT(h) == 1) {
         h->callback = h->more_args = NULL;
@@ -232,8 +241,8 @@ invocation_end(handle_invocation *in, fl_handle *h, bool keep)
     if (keep && h->callback == NULL && !h->cancelled) {
         h->callback = in->callback;
         h->more_args = in->more_args;
-        for (int i = 1; i <= in->nargs; i++) {
-            h->args[i] = in->args[i];
+        for (int i = 0; i < in->nargs; i++) {
+            h->args[i] = in->args[1 + i];
         }
         h->nargs = (uint8_t)in->nargs;
         return;
@@ -342,7 +351,7 @@ handle_drop_call(fl_handle *h)
     PyObject *args[FL_HANDLE_INLINE_ARGS];
     int nargs = h->nargs;
 
-    memcpy(args, h->args + 1, sizeof(args));
+    memcpy(args, h->args, sizeof(args));
     h->callback = h->more_args = NULL;
     h->nargs = 0;
     Py_XDECREF(callback);
@@ -370,7 +379,7 @@ fl_handle_cancel(fl_handle *h)
     Py_INCREF(h);
     handle_drop_call(h);
     if (h->is_timer && h->loop != NULL) {
-        fl_timers_remove(&loop_of(h)->timers, h);
+        fl_timers_remove(&loop_of(h)->timers, (fl_timer *)h);
     }
     Py_DECREF(h);
     return 0;
@@ -425,7 +434,7 @@ handle_get_context(PyObject *self, PyObject *Py_UNUSED(ignored))
 static PyObject *
 timer_when(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    return PyFloat_FromDouble(as_handle(self)->when);
+    return PyFloat_FromDouble(((fl_timer *)self)->when);
 }
 
 static PyObject *
@@ -485,7 +494,7 @@ handle_set_source_traceback(PyObject *self, PyObject *value, void *Py_UNUSED(clo
 static PyObject *
 timer_get_when(PyObject *self, void *Py_UNUSED(closure))
 {
-    return PyFloat_FromDouble(as_handle(self)->when);
+    return PyFloat_FromDouble(((fl_timer *)self)->when);
 }
 
 static PyObject *
@@ -505,7 +514,7 @@ handle_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(h->context);
     Py_VISIT(h->callback);
     for (int i = 0; i < h->nargs; i++) {
-        Py_VISIT(h->args[1 + i]);
+        Py_VISIT(h->args[i]);
     }
     Py_VISIT(h->more_args);
     Py_VISIT(h->source_traceback);
@@ -540,19 +549,20 @@ handle_dealloc(PyObject *self)
     }
     h->loop = NULL;
     for (int i = 0; i < h->nargs; i++) {
-        Py_DECREF(h->args[1 + i]);
+        Py_DECREF(h->args[i]);
     }
     Py_XDECREF(h->callback);
     Py_XDECREF(h->context);
     Py_XDECREF(h->more_args);
     Py_XDECREF(h->source_traceback);
     Py_XDECREF(h->repr);
-    if (st != NULL && st->n_free_handles < FL_FREE_HANDLES_MAX &&
-        (type == st->HandleType || type == st->TimerHandleType)) {
+    int *count = st == NULL ? NULL : h->is_timer ? &st->n_free_timers : &st->n_free_handles;
+    if (count != NULL && *count < FL_FREE_HANDLES_MAX) {
+        fl_handle **list = h->is_timer ? &st->free_timers : &st->free_handles;
         h->callback = h->context = h->source_traceback = h->repr = NULL;
-        h->more_args = (PyObject *)st->free_handles;
-        st->free_handles = h;
-        st->n_free_handles++;
+        h->more_args = (PyObject *)*list;
+        *list = h;
+        *count += 1;
     }
     else {
         type->tp_free(self);
@@ -637,21 +647,27 @@ static PyType_Spec handle_spec = {
 
 static PyType_Spec timer_spec = {
     .name = "fastloop._core.TimerHandle",
-    .basicsize = sizeof(fl_handle),
+    .basicsize = sizeof(fl_timer),
     .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
     .slots = timer_slots,
 };
 
+static void
+free_list_clear(fl_handle **list, PyTypeObject *type)
+{
+    while (*list != NULL) {
+        fl_handle *h = *list;
+        *list = (fl_handle *)h->more_args;
+        type->tp_free((PyObject *)h);
+    }
+}
+
 void
 fl_handle_free_lists_clear(fl_state *st)
 {
-    while (st->free_handles != NULL) {
-        fl_handle *h = st->free_handles;
-        st->free_handles = (fl_handle *)h->more_args;
-        PyTypeObject *type = h->is_timer ? st->TimerHandleType : st->HandleType;
-        type->tp_free((PyObject *)h);
-    }
-    st->n_free_handles = 0;
+    free_list_clear(&st->free_handles, st->HandleType);
+    free_list_clear(&st->free_timers, st->TimerHandleType);
+    st->n_free_handles = st->n_free_timers = 0;
 }
 
 int

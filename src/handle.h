@@ -20,28 +20,33 @@ enum {
 /* Where a TimerHandle is, in fl_handle.where. */
 enum { FL_TIMER_IDLE = 0, FL_TIMER_FRESH = 1, FL_TIMER_HEAPED = 2 };
 
+/* A burst of callbacks is bound by memory, so a handle is kept small: seven of
+ * its objects lie where asyncio.Handle has its seven __slots__, which nothing
+ * uses here (both are object pointers or NULL, so even a look through asyncio's
+ * own descriptors is harmless). */
 struct fl_handle {
-    union {
-        PyObject ob_base;
-        char base[FL_HANDLE_BASE_SIZE];
-    };
-    PyObject *loop;    /* owned; NULL while on the free list */
-    PyObject *context; /* owned; NULL unless FL_RUN_IN_CONTEXT */
-    PyObject *callback; /* owned; NULL once cancelled */
-    /* args[0] is scratch space for PY_VECTORCALL_ARGUMENTS_OFFSET */
-    PyObject *args[1 + FL_HANDLE_INLINE_ARGS]; /* owned */
-    PyObject *more_args;                       /* owned tuple of all arguments, or NULL */
-    PyObject *source_traceback;                /* owned, debug mode only, or NULL */
-    PyObject *repr;                            /* owned: repr kept by cancel() in debug mode */
-    double when;                               /* TimerHandle: loop.time() it is due, seconds */
-    int64_t when_ns;                           /* the same in nanoseconds */
-    uint64_t order;                            /* breaks ties of when_ns: first made, first run */
-    size_t index;                              /* position in the list that `where` names */
-    uint8_t nargs;                             /* inline arguments */
+    PyObject ob_base;
+    PyObject *loop;      /* owned; NULL while on the free list */
+    PyObject *context;   /* owned; NULL unless FL_RUN_IN_CONTEXT */
+    PyObject *callback;  /* owned; NULL once cancelled, or while it runs */
+    PyObject *args[FL_HANDLE_INLINE_ARGS]; /* owned */
+    PyObject *more_args; /* owned tuple of all arguments, or NULL */
+    char other_base_fields[FL_HANDLE_BASE_SIZE - sizeof(PyObject) - 7 * sizeof(PyObject *)];
+    PyObject *source_traceback; /* owned, debug mode only, or NULL */
+    PyObject *repr;             /* owned: repr kept by cancel() in debug mode */
+    uint8_t nargs;              /* inline arguments */
     uint8_t where;
     uint8_t runs_in;
     bool cancelled;
-    bool is_timer;
+    bool is_timer; /* it is an fl_timer */
+};
+
+struct fl_timer {
+    fl_handle handle; /* must be first */
+    double when;      /* loop.time() it is due, seconds */
+    int64_t when_ns;  /* the same in nanoseconds */
+    uint64_t order;   /* breaks ties of when_ns: first made, first run */
+    size_t index;     /* position in the array that handle.where names */
 };
 
 /* A new Handle. `context` NULL means a copy of the current one. */
@@ -49,9 +54,8 @@ fl_handle *fl_handle_new(fl_loop *loop, PyObject *callback, PyObject *const *arg
                          Py_ssize_t nargs, PyObject *context);
 
 /* A new TimerHandle due at `when` (seconds of loop.time()). */
-fl_handle *fl_timer_handle_new(fl_loop *loop, double when, PyObject *callback,
-                               PyObject *const *args, Py_ssize_t nargs,
-                               PyObject *context);
+fl_timer *fl_timer_new(fl_loop *loop, double when, PyObject *callback,
+                       PyObject *const *args, Py_ssize_t nargs, PyObject *context);
 
 /* Call it in its context; the caller's reference may be the last. An exception goes to the loop's exception handler;
  * only KeyboardInterrupt and SystemExit come back, as -1. */

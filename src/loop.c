@@ -288,11 +288,11 @@ schedule_timer(fl_loop *loop, const char *name, double when, PyObject *const *ar
         (loop->debug && check_callback(loop, args[1], name) < 0)) {
         return NULL;
     }
-    fl_handle *h = fl_timer_handle_new(loop, when, args[1], args + 2, nargs - 2, context);
-    if (h != NULL && fl_timers_add(&loop->timers, h) < 0) {
-        Py_CLEAR(h);
+    fl_timer *t = fl_timer_new(loop, when, args[1], args + 2, nargs - 2, context);
+    if (t != NULL && fl_timers_add(&loop->timers, t) < 0) {
+        Py_CLEAR(t);
     }
-    return (PyObject *)h;
+    return (PyObject *)t;
 }
 
 /* Any real number, as asyncio takes it: what float arithmetic accepts. */

@@ -205,7 +205,7 @@ static int
 module_clear(PyObject *module)
 {
     fl_state *st = fl_state_of_module(module);
-    if (st->HandleType != NULL) {
+    if (st->HandleType != NULL && st->TimerHandleType != NULL) {
         fl_handle_free_lists_clear(st);
     }
     fl_future_free_lists_clear(st);

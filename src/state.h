@@ -18,14 +18,19 @@
  * 3.11's Task with 176 bytes; module.c refuses to load where it is not enough. */
 enum { FL_FUTURE_BASE_SIZE = 176 };
 
-/* The same for asyncio.Handle / asyncio.TimerHandle (96 bytes on 3.11). */
+/* The same for asyncio.Handle / asyncio.TimerHandle. */
+#if PY_VERSION_HEX < 0x030c0000
 enum { FL_HANDLE_BASE_SIZE = 96 };
+#else
+enum { FL_HANDLE_BASE_SIZE = 88 };
+#endif
 
 typedef struct fl_state fl_state;
 typedef struct fl_loop fl_loop;
 typedef struct fl_future fl_future;
 typedef struct fl_task fl_task;
 typedef struct fl_handle fl_handle;
+typedef struct fl_timer fl_timer;
 
 /* Interned attribute and method names, one field a name. */
 #define FL_NAMES(X)                                                                      \
@@ -84,10 +89,11 @@ struct fl_state {
     fl_task *tasks;
     uint64_t task_counter; /* for "Task-N" */
 
-    /* Freed handles and future iterators kept for reuse, linked through their
-     * first own field. */
+    /* Freed handles, timers and future iterators kept for reuse, linked through
+     * a field of theirs. */
     fl_handle *free_handles;
-    int n_free_handles;
+    fl_handle *free_timers;
+    int n_free_handles, n_free_timers;
     PyObject *free_future_iters;
     int n_free_future_iters;
 };

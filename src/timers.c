@@ -2,13 +2,13 @@
 #include "timers.h"
 
 static inline bool
-timer_before(const fl_handle *a, const fl_handle *b)
+timer_before(const fl_timer *a, const fl_timer *b)
 {
     return a->when_ns < b->when_ns || (a->when_ns == b->when_ns && a->order < b->order);
 }
 
 static inline void
-array_put(fl_timer_array *a, size_t index, fl_handle *h)
+array_put(fl_timer_array *a, size_t index, fl_timer *h)
 {
     a->items[index] = h;
     h->index = index;
@@ -24,7 +24,7 @@ array_reserve(fl_timer_array *a, size_t need)
     while (cap < need) {
         cap *= 2;
     }
-    fl_handle **items = PyMem_Realloc(a->items, cap * sizeof(*items));
+    fl_timer **items = PyMem_Realloc(a->items, cap * sizeof(*items));
     if (items == NULL) {
         PyErr_NoMemory();
         return -1;
@@ -35,7 +35,7 @@ array_reserve(fl_timer_array *a, size_t need)
 }
 
 static void
-heap_up(fl_timer_array *heap, size_t index, fl_handle *h)
+heap_up(fl_timer_array *heap, size_t index, fl_timer *h)
 {
     while (index > 0) {
         size_t parent = (index - 1) / 2;
@@ -49,7 +49,7 @@ heap_up(fl_timer_array *heap, size_t index, fl_handle *h)
 }
 
 static void
-heap_down(fl_timer_array *heap, size_t index, fl_handle *h)
+heap_down(fl_timer_array *heap, size_t index, fl_timer *h)
 {
     for (;;) {
         size_t child = 2 * index + 1;
@@ -71,10 +71,10 @@ heap_down(fl_timer_array *heap, size_t index, fl_handle *h)
 
 /* Unlink from the heap; the reference goes to the caller. */
 static void
-heap_take(fl_timer_array *heap, fl_handle *h)
+heap_take(fl_timer_array *heap, fl_timer *h)
 {
     size_t index = h->index;
-    fl_handle *last = heap->items[--heap->len];
+    fl_timer *last = heap->items[--heap->len];
     if (last != h) {
         if (index > 0 && timer_before(last, heap->items[(index - 1) / 2])) {
             heap_up(heap, index, last);
@@ -83,17 +83,17 @@ heap_take(fl_timer_array *heap, fl_handle *h)
             heap_down(heap, index, last);
         }
     }
-    h->where = FL_TIMER_IDLE;
+    h->handle.where = FL_TIMER_IDLE;
 }
 
 static void
-fresh_take(fl_timer_array *fresh, fl_handle *h)
+fresh_take(fl_timer_array *fresh, fl_timer *h)
 {
-    fl_handle *last = fresh->items[--fresh->len];
+    fl_timer *last = fresh->items[--fresh->len];
     if (last != h) {
         array_put(fresh, h->index, last);
     }
-    h->where = FL_TIMER_IDLE;
+    h->handle.where = FL_TIMER_IDLE;
 }
 
 void
@@ -111,7 +111,7 @@ fl_timers_close(fl_timers *t)
     t->fresh_min = INT64_MAX;
     for (int a = 0; a < 2; a++) {
         for (size_t i = 0; i < arrays[a].len; i++) {
-            arrays[a].items[i]->where = FL_TIMER_IDLE;
+            arrays[a].items[i]->handle.where = FL_TIMER_IDLE;
         }
         for (size_t i = 0; i < arrays[a].len; i++) {
             Py_DECREF(arrays[a].items[i]);
@@ -121,14 +121,14 @@ fl_timers_close(fl_timers *t)
 }
 
 int
-fl_timers_add(fl_timers *t, fl_handle *h)
+fl_timers_add(fl_timers *t, fl_timer *h)
 {
     if (array_reserve(&t->fresh, t->fresh.len + 1) < 0) {
         return -1;
     }
     h->order = t->next_order++;
-    h->where = FL_TIMER_FRESH;
-    array_put(&t->fresh, t->fresh.len++, (fl_handle *)Py_NewRef(h));
+    h->handle.where = FL_TIMER_FRESH;
+    array_put(&t->fresh, t->fresh.len++, (fl_timer *)Py_NewRef(h));
     if (h->when_ns < t->fresh_min) {
         t->fresh_min = h->when_ns;
     }
@@ -136,15 +136,15 @@ fl_timers_add(fl_timers *t, fl_handle *h)
 }
 
 void
-fl_timers_remove(fl_timers *t, fl_handle *h)
+fl_timers_remove(fl_timers *t, fl_timer *h)
 {
-    if (h->where == FL_TIMER_FRESH) {
+    if (h->handle.where == FL_TIMER_FRESH) {
         fresh_take(&t->fresh, h);
         if (t->fresh.len == 0) {
             t->fresh_min = INT64_MAX;
         }
     }
-    else if (h->where == FL_TIMER_HEAPED) {
+    else if (h->handle.where == FL_TIMER_HEAPED) {
         heap_take(&t->heap, h);
     }
     else {
@@ -160,8 +160,8 @@ heap_fresh(fl_timers *t)
         return -1;
     }
     for (size_t i = 0; i < t->fresh.len; i++) {
-        fl_handle *h = t->fresh.items[i];
-        h->where = FL_TIMER_HEAPED;
+        fl_timer *h = t->fresh.items[i];
+        h->handle.where = FL_TIMER_HEAPED;
         heap_up(&t->heap, t->heap.len++, h);
     }
     t->fresh.len = 0;
@@ -180,7 +180,7 @@ fl_timers_next(fl_timers *t, int64_t *deadline)
 }
 
 int
-fl_timers_pop_due(fl_timers *t, int64_t now, fl_handle **h)
+fl_timers_pop_due(fl_timers *t, int64_t now, fl_timer **h)
 {
     if (t->fresh_min <= now && heap_fresh(t) < 0) {
         return -1;

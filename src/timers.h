@@ -11,7 +11,7 @@
 #include "handle.h"
 
 typedef struct {
-    fl_handle **items;
+    fl_timer **items;
     size_t len, cap;
 } fl_timer_array;
 
@@ -26,17 +26,17 @@ void fl_timers_open(fl_timers *t);
 void fl_timers_close(fl_timers *t); /* drops every timer */
 
 /* Schedule: takes a new reference. -1 with MemoryError. */
-int fl_timers_add(fl_timers *t, fl_handle *h);
+int fl_timers_add(fl_timers *t, fl_timer *h);
 
 /* Take out a scheduled timer and drop the reference held to it. */
-void fl_timers_remove(fl_timers *t, fl_handle *h);
+void fl_timers_remove(fl_timers *t, fl_timer *h);
 
 /* Earliest deadline, nanoseconds, or INT64_MAX. Sorts what is fresh. */
 int fl_timers_next(fl_timers *t, int64_t *deadline);
 
 /* Take out the earliest timer that is due at `now`: 1 and an owned reference
  * in *h, 0 if none is due, -1 with MemoryError. */
-int fl_timers_pop_due(fl_timers *t, int64_t now, fl_handle **h);
+int fl_timers_pop_due(fl_timers *t, int64_t now, fl_timer **h);
 
 static inline size_t
 fl_timers_len(const fl_timers *t)

@@ -81,11 +81,11 @@ poll_is_due(const fl_loop *loop)
 static int
 queue_due_timers(fl_loop *loop)
 {
-    fl_handle *h;
+    fl_timer *t;
     int found;
-    while ((found = fl_timers_pop_due(&loop->timers, loop->now_ns, &h)) > 0) {
-        if (fl_ready_push(&loop->ready, h, FL_READY_HANDLE) < 0) {
-            Py_DECREF(h);
+    while ((found = fl_timers_pop_due(&loop->timers, loop->now_ns, &t)) > 0) {
+        if (fl_ready_push(&loop->ready, t, FL_READY_HANDLE) < 0) {
+            Py_DECREF(t);
             return -1;
         }
     }
