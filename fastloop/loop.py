@@ -90,3 +90,6 @@ class Loop(_core.Loop, ProcessMixin, TransportMixin, asyncio.SelectorEventLoop):
         if self._ssock is None and not self._closed:
             super()._make_self_pipe()
         super().add_signal_handler(sig, callback, *args)
+
+
+Loop._bind_methods()

@@ -3,6 +3,7 @@
 #include "loop.h"
 
 #include <math.h>
+#include <structmember.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
@@ -788,6 +789,17 @@ static PyGetSetDef loop_getset[] = {
     {NULL, NULL, NULL, NULL, NULL},
 };
 
+static PyMemberDef loop_members[] = {
+#define FL_ATTRIBUTE_MEMBER(name)                                                         \
+    {#name, T_OBJECT_EX,                                                                  \
+     (Py_ssize_t)offsetof(fl_loop, attributes) +                                          \
+         FL_ATTRIBUTE_##name * (Py_ssize_t)sizeof(PyObject *),                            \
+     0, NULL},
+    FL_LOOP_ATTRIBUTES(FL_ATTRIBUTE_MEMBER)
+#undef FL_ATTRIBUTE_MEMBER
+    {NULL, 0, 0, 0, NULL},
+};
+
 /* --- life --- */
 
 /* Drop what waits in the queues. Any code can run: everything is emptied first. */
@@ -847,11 +859,14 @@ static int
 has_native_call_soon(fl_state *st, PyTypeObject *type)
 {
     PyObject *own = PyObject_GetAttr((PyObject *)type, st->str_call_soon);
-    PyObject *ours = PyObject_GetAttr((PyObject *)st->LoopType, st->str_call_soon);
-    int same = own == NULL || ours == NULL ? -1 : own == ours;
-    Py_XDECREF(own);
-    Py_XDECREF(ours);
-    return same;
+    if (own == NULL) {
+        return -1;
+    }
+    int ours = Py_IS_TYPE(own, &PyMethodDescr_Type) &&
+               ((PyMethodDescrObject *)own)->d_method->ml_meth ==
+                   (PyCFunction)(void (*)(void))loop_call_soon;
+    Py_DECREF(own);
+    return ours;
 }
 
 static PyObject *
@@ -936,6 +951,9 @@ loop_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(loop->current_handle);
     Py_VISIT(loop->slow_callback_duration);
     Py_VISIT(loop->empty_context);
+    for (int i = 0; i < FL_ATTRIBUTE_COUNT; i++) {
+        Py_VISIT(loop->attributes[i]);
+    }
     return fl_fd_visit(loop, visit, arg);
 }
 
@@ -953,6 +971,9 @@ loop_clear(PyObject *self)
     Py_CLEAR(loop->current_handle);
     Py_CLEAR(loop->slow_callback_duration);
     Py_CLEAR(loop->empty_context);
+    for (int i = 0; i < FL_ATTRIBUTE_COUNT; i++) {
+        Py_CLEAR(loop->attributes[i]);
+    }
     return 0;
 }
 
@@ -965,6 +986,35 @@ loop_dealloc(PyObject *self)
     PyMem_Free(as_loop(self)->recv_buffer);
     type->tp_free(self);
     Py_DECREF(type);
+}
+
+PyDoc_STRVAR(bind_methods_doc,
+             "_bind_methods($type, /)\n--\n\n"
+             "Give a subclass the methods that it inherits from here as its own.");
+
+/* The interpreter's specialised calls of C methods want the object's type to be
+ * the very type the method was made for, not a base of it (CALL_METHOD_DESCRIPTOR_*
+ * in CPython's Python/bytecodes.c). */
+static PyObject *
+loop_bind_methods(PyObject *self, PyObject *Py_UNUSED(ignored))
+{
+    PyTypeObject *type = (PyTypeObject *)self;
+    fl_state *st = fl_state_of_type(type);
+    if (st == NULL) {
+        return NULL;
+    }
+    for (PyMethodDef *def = st->LoopType->tp_methods; def->ml_name != NULL; def++) {
+        if (def->ml_flags & METH_CLASS || def->ml_name[0] == '_') {
+            continue;
+        }
+        PyObject *method = PyDescr_NewMethod(type, def);
+        int rc = method == NULL ? -1 : PyObject_SetAttrString(self, def->ml_name, method);
+        Py_XDECREF(method);
+        if (rc < 0) {
+            return NULL;
+        }
+    }
+    Py_RETURN_NONE;
 }
 
 static PyMethodDef loop_methods[] = {
@@ -996,6 +1046,7 @@ static PyMethodDef loop_methods[] = {
     {"_remove_writer", loop_remove_writer, METH_O, remove_writer_doc},
     {"_add_callback", loop_add_callback, METH_O, add_callback_doc},
     {"_close_engine", loop_close_engine, METH_NOARGS, close_engine_doc},
+    {"_bind_methods", loop_bind_methods, METH_NOARGS | METH_CLASS, bind_methods_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -1008,6 +1059,7 @@ static PyType_Slot loop_slots[] = {
     {Py_tp_clear, loop_clear},
     {Py_tp_methods, loop_methods},
     {Py_tp_getset, loop_getset},
+    {Py_tp_members, loop_members},
     {0, NULL},
 };
 

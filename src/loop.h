@@ -2,6 +2,7 @@
 #ifndef FASTLOOP_LOOP_H
 #define FASTLOOP_LOOP_H
 
+#include "attributes.h"
 #include "poll.h"
 #include "ready.h"
 #include "timers.h"
@@ -55,6 +56,8 @@ struct fl_loop {
     /* Receive buffer shared by the loop's transports (only used between a
      * recv and the making of its bytes object); allocated on first use. */
     char *recv_buffer;
+
+    PyObject *attributes[FL_ATTRIBUTE_COUNT]; /* owned, or NULL: not set */
 
     /* counters for loop.stats() */
     uint64_t turns, polls, steps;
