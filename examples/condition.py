@@ -23,7 +23,7 @@ class Pool:
 
 async def user(name, count, pool):
     await pool.take(count)
-    print(f"{name} took {count}, {pool.free} left")
+    print(name, "took", count)
     await asyncio.sleep(0.01)
     await pool.give_back(count)
 
