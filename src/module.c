@@ -77,6 +77,13 @@ import_asyncio(fl_state *st)
         {"asyncio.base_events", "_format_handle", false, &st->format_handle},
         {"asyncio.log", "logger", false, &st->logger},
     };
+    /* asyncio before _asyncio: the other way round _asyncio imports asyncio while it is
+     * half made itself, and asyncio falls back to its Python classes for good. */
+    PyObject *asyncio = PyImport_ImportModule("asyncio");
+    if (asyncio == NULL) {
+        return -1;
+    }
+    Py_DECREF(asyncio);
     for (size_t i = 0; i < sizeof(wanted) / sizeof(*wanted); i++) {
         if (import_attr(wanted[i].module, wanted[i].name, wanted[i].optional,
                         wanted[i].slot) < 0) {
