@@ -26,6 +26,10 @@ class _Engine:
         """The fds that a selector would know: none."""
         return {}
 
+    def get_key(self, fd):
+        """What a selector knows of an fd: nothing, so KeyError. Asked by transports' repr."""
+        raise KeyError(fd)
+
 
 class Loop(_core.Loop, ProcessMixin, TransportMixin, asyncio.SelectorEventLoop):
     """An asyncio event loop whose engine is written in C.
