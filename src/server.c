@@ -259,7 +259,7 @@ serve_plain(fl_loop *loop, const accept_args *a, const connection *c, PyObject *
     else if (loop->debug) {
         status = fl_report_raised((PyObject *)loop,
                                 "Error on transport creation for incoming connection",
-                                "protocol", protocol, NULL);
+                                "protocol", protocol, (char *)NULL);
     }
     else {
         PyErr_Clear(); /* as asyncio: the peer sees its connection closed */
@@ -302,14 +302,16 @@ back_off(fl_loop *loop, const accept_args *a, int listening)
 {
     fl_stream_state *ss = loop->st->stream;
     PyObject *self = (PyObject *)loop, *wrapped, *serving = NULL, *result = NULL;
+    PyObject *exc = fl_take_exception();
+    int status = -1;
 
     wrapped = PyObject_CallOneArg(ss->TransportSocket, a->sock);
-    if (wrapped == NULL) {
-        return -1;
+    if (wrapped != NULL) {
+        status = fl_report(self, "socket.accept() out of system resource", exc, "socket",
+                           wrapped, (char *)NULL);
+        Py_DECREF(wrapped);
     }
-    int status = fl_report_raised(self, "socket.accept() out of system resource", "socket",
-                                wrapped, NULL);
-    Py_DECREF(wrapped);
+    Py_DECREF(exc);
     if (status < 0) {
         return -1;
     }

@@ -48,7 +48,7 @@ fl_stream_fd_valid(fl_stream *t)
 int
 fl_stream_report(fl_stream *t, PyObject *loop, const char *message)
 {
-    return fl_report_raised(loop, message, "transport", t, NULL);
+    return fl_report_raised(loop, message, "transport", t, (char *)NULL);
 }
 
 /* asyncio's selector refers to a transport while it watches for it; a transport
@@ -105,7 +105,7 @@ fl_stream_fatal(fl_stream *t, const char *message)
     else {
         fl_restore_exception(Py_NewRef(exc));
         status = fl_report_raised((PyObject *)t->loop, message, "transport", t, "protocol",
-                                t->protocol, NULL);
+                                t->protocol, (char *)NULL);
     }
     if (status == 0) {
         status = fl_stream_force_close(t, exc);

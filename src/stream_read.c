@@ -259,11 +259,14 @@ handle_events(fl_stream *t, PyObject *loop, unsigned events)
 
     if (events & FL_STREAM_START) {
         status = start(t);
+        if (status == 0 && may_read(t)) { /* behind what connection_made() scheduled */
+            status = fl_watch_queue(t->loop, &t->watch, FL_READ);
+        }
         if (status < 0) {
             status = fl_stream_report(t, loop, "Exception in starting a transport");
         }
     }
-    if (status == 0 && may_read(t)) {
+    else if (may_read(t)) {
         status = read_ready(t);
         if (status < 0) {
             status = fl_stream_report(t, loop, "Exception in reading from a transport");
