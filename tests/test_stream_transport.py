@@ -1011,8 +1011,9 @@ def test_readers_on_a_transports_fd_are_refused():
                 text = str(caught.value).replace("_SelectorSocket", "Socket")
                 assert text.startswith(f"File descriptor {what!r} is used by transport <Socket")
                 seen.append(text.split(" is used")[1].split(" fd=")[0])
-        with pytest.raises(RuntimeError):
-            await loop.create_connection(Recorder, sock=ours.dup() and ours)
+        if sys.version_info >= (3, 12):  # 3.11's asyncio does not look
+            with pytest.raises(RuntimeError):
+                await loop.create_connection(Recorder, sock=ours)
         with pytest.raises(ValueError) as caught:
             loop.add_reader(object(), print)
         transport.close()
