@@ -93,8 +93,8 @@ async def call_later_fire(loop, k):
     for _ in range(k):
         done = loop.create_future()
         for _ in range(99):
-            loop.call_later(0.000_01, noop)
-        loop.call_later(0.000_01, done.set_result, None)
+            loop.call_later(1e-7, noop)
+        loop.call_later(1e-7, done.set_result, None)
         await done
 
 
