@@ -25,8 +25,10 @@ class _TaskSet(weakref.WeakSet):
 
 
 def show_in_all_tasks():
-    """Make the change, once a process; without effect on 3.14 and later."""
+    """Make the change, once an interpreter, where the engine needs it."""
+    if not _core._keeps_live_tasks:
+        return
     if sys.version_info < (3, 12):
         tasks._all_tasks.__class__ = _TaskSet
-    elif sys.version_info < (3, 14):
+    else:
         tasks._scheduled_tasks.__class__ = _TaskSet

@@ -201,8 +201,13 @@ parse_context_slowly(const char *name, PyObject *const *args, Py_ssize_t nargs,
 {
     Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
     if (nargs < required) {
-        PyErr_Format(PyExc_TypeError, "%s() missing %zd required positional argument(s)", name,
-                     required - nargs);
+        bool both = required - nargs == 2;
+        PyErr_Format(PyExc_TypeError, "%s() missing %zd required positional argument%s: %s'callback'",
+                     name, required - nargs, both ? "s" : "",
+                     !both                            ? ""
+                     : strcmp(name, "call_later") == 0 ? "'delay' and "
+                     : strcmp(name, "call_at") == 0    ? "'when' and "
+                                                       : "'fd' and ");
         return -1;
     }
     for (Py_ssize_t i = 0; i < nkw; i++) {

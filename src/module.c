@@ -41,6 +41,21 @@ import_attr(const char *module_name, const char *name, bool optional, PyObject *
     return *slot == NULL ? -1 : 0;
 }
 
+/* Whether our tasks are in a list of our own, which _live_tasks.py then shows in
+ * asyncio.all_tasks(). 3.14 keeps such a list itself. On 3.11 all interpreters
+ * share one set, which only the main one may change. */
+static bool
+keeps_live_tasks(void)
+{
+#if PY_VERSION_HEX >= 0x030e0000
+    return false;
+#elif PY_VERSION_HEX >= 0x030c0000
+    return true;
+#else
+    return PyInterpreterState_Get() == PyInterpreterState_Main();
+#endif
+}
+
 static int
 import_asyncio(fl_state *st)
 {
@@ -90,9 +105,9 @@ import_asyncio(fl_state *st)
             return -1;
         }
     }
-#if PY_VERSION_HEX < 0x030e0000
-    Py_CLEAR(st->register_task); /* a WeakSet.add: our own list is cheaper */
-#endif
+    if (keeps_live_tasks()) {
+        Py_CLEAR(st->register_task); /* a WeakSet.add: our own list is cheaper */
+    }
     return 0;
 }
 
@@ -141,6 +156,8 @@ module_exec(PyObject *module)
     if (intern_names(st) < 0 || import_asyncio(st) < 0 || import_helpers(st) < 0 ||
         fl_handle_init(module, st) < 0 || fl_future_init(module, st) < 0 ||
         fl_task_init(module, st) < 0 || fl_loop_init(module, st) < 0 ||
+        PyModule_AddObjectRef(module, "_keeps_live_tasks",
+                              keeps_live_tasks() ? Py_True : Py_False) < 0 ||
         fl_stream_init(module, st) < 0) {
         return -1;
     }
