@@ -1,9 +1,10 @@
 /* Load generator for echo servers: each connection sends a message, waits until it is back, checks every byte, sends the next.
  *
- *     loadgen ADDRESS [-c connections] [-m bytes] [-l bytes-a-line] [-t seconds] [-i idle-connections] [-r]
+ *     loadgen ADDRESS [-c connections] [-m bytes] [-l bytes-a-line] [-t seconds] [-i idle-connections] [-n messages] [-r]
  *
- * ADDRESS is tcp:HOST:PORT, udp:HOST:PORT or unix:PATH. -l makes the message of lines; -r opens a new connection for every message.
- * Built with -DWITH_TLS it speaks TLS over tcp. One line of JSON is printed. Linux only (epoll). */
+ * ADDRESS is tcp:HOST:PORT, udp:HOST:PORT or unix:PATH. -l makes the message of lines; -n ends after so many messages, for
+ * profilers; -r opens a new connection for every message. Built with -DWITH_TLS it speaks TLS over tcp. One line of JSON is
+ * printed. Linux only (epoll). */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -44,6 +45,7 @@ static struct {
     int family, type;
     int connections, idle, reconnect;
     size_t size, line;
+    size_t messages;            /* 0: as many as there is time for */
     double seconds;
 } config = {.connections = 10, .size = 1024, .seconds = 1.0};
 
@@ -96,13 +98,14 @@ static void parse_address(char *text)
 
 static void parse_arguments(int argc, char **argv)
 {
-    for (int option; (option = getopt(argc, argv, "c:m:l:t:i:r")) != -1;) {
+    for (int option; (option = getopt(argc, argv, "c:m:l:t:i:n:r")) != -1;) {
         switch (option) {
         case 'c': config.connections = atoi(optarg); break;
         case 'm': config.size = (size_t)atol(optarg); break;
         case 'l': config.line = (size_t)atol(optarg); break;
         case 't': config.seconds = atof(optarg); break;
         case 'i': config.idle = atoi(optarg); break;
+        case 'n': config.messages = (size_t)atol(optarg); break;
         case 'r': config.reconnect = 1; break;
         default: exit(2);
         }
@@ -318,7 +321,8 @@ static void open_idle(void)
 static double run(struct connection *all)
 {
     struct epoll_event events[512];
-    int64_t begin = now_ns() + (int64_t)(config.seconds * 2e8), end = begin + (int64_t)(config.seconds * 1e9);
+    int64_t warm_up = config.messages ? 0 : (int64_t)(config.seconds * 2e8);
+    int64_t begin = now_ns() + warm_up, end = begin + (int64_t)(config.seconds * 1e9);
     for (int64_t now = 0; now < end; now = now_ns()) {
         if (!measuring && now >= begin) {
             measuring = 1;
@@ -330,6 +334,9 @@ static double run(struct connection *all)
         }
         if (n == 0) {
             resend(all);
+        }
+        if (config.messages && latency_count >= config.messages) {
+            break;
         }
     }
     return (double)(now_ns() - begin) / 1e9;

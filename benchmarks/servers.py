@@ -46,8 +46,8 @@ def loadgen(arguments, *, flags=(), scale=1):
     """A load: how to start the C load generator on an address and how to read its figures; a message counts `scale` times."""
 
     def start(address, options):
-        seconds = "1e9" if options.ops else str(options.seconds)
-        return on_client_core([compile_c("loadgen.c", *flags), *arguments.split(), "-t", seconds, address])
+        length = ["-n", str(options.ops), "-t", "1e9"] if options.ops else ["-t", str(options.seconds)]
+        return on_client_core([compile_c("loadgen.c", *flags), *arguments.split(), *length, address])
 
     def read(output):
         figures = json.loads(output)
