@@ -16,6 +16,10 @@ from ._process import ProcessMixin
 from ._transports import TransportMixin
 
 
+# Looked up once: programs put other classes, this one too, in asyncio's place.
+_AsyncioLoop = asyncio.SelectorEventLoop
+
+
 class _Engine:
     """Stands where asyncio's loop has its selector: the poller itself is in C."""
 
@@ -31,7 +35,7 @@ class _Engine:
         raise KeyError(fd)
 
 
-class Loop(_core.Loop, ProcessMixin, TransportMixin, asyncio.SelectorEventLoop):
+class Loop(_core.Loop, ProcessMixin, TransportMixin, _AsyncioLoop):
     """An asyncio event loop whose engine is written in C.
 
     It does all that asyncio.SelectorEventLoop does, with the same signatures, errors and order
@@ -41,7 +45,7 @@ class Loop(_core.Loop, ProcessMixin, TransportMixin, asyncio.SelectorEventLoop):
 
     def __init__(self):
         _core.Loop.__init__(self)
-        asyncio.SelectorEventLoop.__init__(self, _Engine())
+        _AsyncioLoop.__init__(self, _Engine())
 
     def run_forever(self):
         """Run until stop() is called.
