@@ -7,8 +7,10 @@ interpreter's asyncio, so that signatures, errors and texts are exactly that ver
 """
 
 import asyncio
+import selectors
 import sys
 import threading
+import weakref
 from asyncio import events
 
 from . import _core
@@ -21,7 +23,10 @@ _AsyncioLoop = asyncio.SelectorEventLoop
 
 
 class _Engine:
-    """Stands where asyncio's loop has its selector: the poller itself is in C."""
+    """Stands where asyncio's loop has its selector, for who looks there; the poller is in C."""
+
+    def __init__(self, loop):
+        self._loop = weakref.ref(loop)
 
     def close(self):
         """Nothing to do: Loop.close() closes the engine."""
@@ -30,9 +35,19 @@ class _Engine:
         """The fds that a selector would know: none."""
         return {}
 
-    def get_key(self, fd):
-        """What a selector knows of an fd: nothing, so KeyError. Asked by transports' repr."""
-        raise KeyError(fd)
+    def get_key(self, fileobj):
+        """The selectors.SelectorKey of a file object or fd, its data the pair of handles.
+
+        Raises KeyError if the loop watches it for no callback.
+        """
+        loop = self._loop()
+        fd = fileobj if isinstance(fileobj, int) else fileobj.fileno()
+        reader, writer = loop._handles_of(fd) if loop is not None else (None, None)
+        if reader is None and writer is None:
+            raise KeyError(f"{fileobj!r} is not registered")
+        wanted = selectors.EVENT_READ * (reader is not None)
+        wanted |= selectors.EVENT_WRITE * (writer is not None)
+        return selectors.SelectorKey(fileobj, fd, wanted, (reader, writer))
 
 
 class Loop(_core.Loop, ProcessMixin, TransportMixin, _AsyncioLoop):
@@ -45,7 +60,7 @@ class Loop(_core.Loop, ProcessMixin, TransportMixin, _AsyncioLoop):
 
     def __init__(self):
         _core.Loop.__init__(self)
-        _AsyncioLoop.__init__(self, _Engine())
+        _AsyncioLoop.__init__(self, _Engine(self))
 
     def run_forever(self):
         """Run until stop() is called.
@@ -84,8 +99,10 @@ class Loop(_core.Loop, ProcessMixin, TransportMixin, _AsyncioLoop):
 
     def _make_self_pipe(self):
         self._ssock = self._csock = None
+        self._internal_fds += 1  # the engine's own
 
     def _close_self_pipe(self):
+        self._internal_fds -= 1
         if self._ssock is not None:
             super()._close_self_pipe()
 

@@ -260,12 +260,19 @@ future_exception_instance(PyObject *exception)
         PyErr_SetString(PyExc_TypeError, "invalid exception object");
         return NULL;
     }
+    const char *text = "StopIteration interacts badly with generators and cannot be "
+                       "raised into a Future";
+    if (Py_Version < 0x030c0600) { /* asyncio changed in a bugfix release: gh-112182 */
+        if (!Py_IS_TYPE(value, (PyTypeObject *)PyExc_StopIteration)) {
+            return value;
+        }
+        Py_DECREF(value);
+        PyErr_SetString(PyExc_TypeError, text);
+        return NULL;
+    }
     if (!PyErr_GivenExceptionMatches(value, PyExc_StopIteration)) {
         return value;
     }
-    const char *text = "StopIteration interacts badly with generators and cannot be "
-                       "raised into a Future";
-#if PY_VERSION_HEX >= 0x030c0000
     PyObject *wrapped = PyObject_CallFunction(PyExc_RuntimeError, "s", text);
     if (wrapped != NULL) {
         PyException_SetCause(wrapped, Py_NewRef(value));
@@ -273,11 +280,6 @@ future_exception_instance(PyObject *exception)
     }
     Py_DECREF(value);
     return wrapped;
-#else
-    Py_DECREF(value);
-    PyErr_SetString(PyExc_TypeError, text);
-    return NULL;
-#endif
 }
 
 int
@@ -367,8 +369,10 @@ fl_future_get_result(fl_future *f)
         return Py_NewRef(f->result);
     }
     PyObject *exc = Py_NewRef(f->exception);
-    /* each retrieval begins with the traceback it was set with */
-    if (f->exception_tb != NULL && PyException_SetTraceback(exc, f->exception_tb) < 0) {
+    /* The first retrieval begins with the traceback it was set with, later ones with none:
+     * or it would grow with every await. */
+    PyObject *tb = f->exception_tb != NULL ? f->exception_tb : Py_None;
+    if (PyException_SetTraceback(exc, tb) < 0) {
         Py_DECREF(exc);
         return NULL;
     }

@@ -500,7 +500,8 @@ loop_run_once(PyObject *self, PyObject *Py_UNUSED(ignored))
         return NULL;
     }
     as_loop(self)->first_turn = true;
-    if (fl_loop_turn(as_loop(self)) < 0) {
+    int rc = fl_loop_turn(as_loop(self));
+    if (fl_loop_restore_current(as_loop(self), NULL) < 0 || rc < 0) {
         return NULL;
     }
     Py_RETURN_NONE;
@@ -542,7 +543,9 @@ to_fd(PyObject *object)
         fd = PyLong_AsLong(object);
     }
     else {
-        PyObject *number = PyObject_CallMethod(object, "fileno", NULL);
+        PyObject *fileno = PyObject_CallMethod(object, "fileno", NULL);
+        PyObject *number = fileno == NULL ? NULL : PyNumber_Long(fileno);
+        Py_XDECREF(fileno);
         if (number == NULL) {
             if (PyErr_ExceptionMatches(PyExc_AttributeError) ||
                 PyErr_ExceptionMatches(PyExc_TypeError) ||
@@ -552,7 +555,7 @@ to_fd(PyObject *object)
             }
             return -1;
         }
-        fd = PyLong_Check(number) ? PyLong_AsLong(number) : -1;
+        fd = PyLong_AsLong(number);
         Py_DECREF(number);
     }
     if (fd == -1 && PyErr_Occurred()) {
@@ -637,6 +640,23 @@ static PyObject *
 loop_remove_writer(PyObject *self, PyObject *fd)
 {
     return remove_fd_handle(self, fd, FL_WRITE);
+}
+
+PyDoc_STRVAR(handles_of_doc, "_handles_of($self, fd, /)\n--\n\n"
+                             "The (reader, writer) handles or Nones of an fd: what a selector "
+                             "would hold.");
+
+static PyObject *
+loop_handles_of(PyObject *self, PyObject *object)
+{
+    int fd = to_fd(object);
+    if (fd < 0) {
+        return NULL;
+    }
+    fl_handle *reader, *writer;
+    fl_fd_handles(as_loop(self), fd, &reader, &writer);
+    return Py_BuildValue("(OO)", reader == NULL ? Py_None : (PyObject *)reader,
+                         writer == NULL ? Py_None : (PyObject *)writer);
 }
 
 PyDoc_STRVAR(add_callback_doc, "_add_callback($self, handle, /)\n--\n\n"
@@ -927,6 +947,17 @@ fail:
     return -1;
 }
 
+/* A call_soon set on one loop (a monitor's, a test's) has to see every call. */
+static int
+loop_setattro(PyObject *self, PyObject *name, PyObject *value)
+{
+    int rc = PyObject_GenericSetAttr(self, name, value);
+    if (rc == 0 && PyObject_RichCompareBool(name, as_loop(self)->st->str_call_soon, Py_EQ) == 1) {
+        as_loop(self)->native = false;
+    }
+    return rc;
+}
+
 static int
 loop_traverse(PyObject *self, visitproc visit, void *arg)
 {
@@ -1049,6 +1080,7 @@ static PyMethodDef loop_methods[] = {
      METH_FASTCALL | METH_KEYWORDS, add_writer_doc},
     {"_remove_reader", loop_remove_reader, METH_O, remove_reader_doc},
     {"_remove_writer", loop_remove_writer, METH_O, remove_writer_doc},
+    {"_handles_of", loop_handles_of, METH_O, handles_of_doc},
     {"_add_callback", loop_add_callback, METH_O, add_callback_doc},
     {"_close_engine", loop_close_engine, METH_NOARGS, close_engine_doc},
     {"_bind_methods", loop_bind_methods, METH_NOARGS | METH_CLASS, bind_methods_doc},
@@ -1059,6 +1091,7 @@ static PyType_Slot loop_slots[] = {
     {Py_tp_doc, "The engine of fastloop.Loop."},
     {Py_tp_new, loop_new},
     {Py_tp_init, loop_init},
+    {Py_tp_setattro, loop_setattro},
     {Py_tp_dealloc, loop_dealloc},
     {Py_tp_traverse, loop_traverse},
     {Py_tp_clear, loop_clear},

@@ -697,11 +697,7 @@ task_setup(fl_task *t, PyObject *coro, PyObject *name, PyObject *context, int ea
             return task_start_eagerly(t);
         }
     }
-    if (task_step_soon(t, NULL) < 0) {
-        t->log_destroy_pending = false;
-        return -1;
-    }
-    return task_register(t);
+    return task_step_soon(t, NULL) < 0 ? -1 : task_register(t);
 }
 
 PyObject *
@@ -1059,6 +1055,7 @@ static void
 task_finalize(PyObject *self)
 {
     fl_task *t = as_task(self);
+    task_unlink(t); /* as from asyncio's WeakSet: who keeps the report's task has it for himself */
     if (t->fut.loop != NULL && t->fut.state == FL_PENDING && t->log_destroy_pending) {
         t->log_destroy_pending = false;
         fl_report_from_finalizer(self, t->fut.loop, "Task was destroyed but it is pending!",

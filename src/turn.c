@@ -155,11 +155,16 @@ log_slow(fl_loop *loop, PyObject *object, double seconds)
     fl_state *st = loop->st;
     PyObject *text = fl_is_future(st, object) ? PyObject_Repr(object)
                                               : PyObject_CallOneArg(st->format_handle, object);
+    /* where asyncio's own turn looks it up, and where programs replace it */
+    PyObject *base_events = PyImport_ImportModule("asyncio.base_events");
+    PyObject *logger = base_events == NULL ? NULL : PyObject_GetAttrString(base_events, "logger");
     PyObject *result = NULL;
-    if (text != NULL) {
-        result = PyObject_CallMethod(st->logger, "warning", "sOd",
+    if (text != NULL && logger != NULL) {
+        result = PyObject_CallMethod(logger, "warning", "sOd",
                                      "Executing %s took %.3f seconds", text, seconds);
     }
+    Py_XDECREF(base_events);
+    Py_XDECREF(logger);
     Py_XDECREF(text);
     Py_XDECREF(result);
     return result == NULL ? -1 : 0;

@@ -107,6 +107,14 @@ fl_fd_remove_handle(fl_loop *loop, int fd, unsigned which)
     return rc < 0 ? -1 : 1;
 }
 
+void
+fl_fd_handles(fl_loop *loop, int fd, fl_handle **reader, fl_handle **writer)
+{
+    fl_fd_entry *e = entry_of(loop, fd);
+    *reader = e == NULL ? NULL : e->reader;
+    *writer = e == NULL ? NULL : e->writer;
+}
+
 int
 fl_watch_start(fl_loop *loop, fl_watch *w, unsigned interest)
 {

@@ -48,6 +48,9 @@ void fl_fd_table_close(fl_loop *loop);
 int fl_fd_set_handle(fl_loop *loop, int fd, unsigned which, fl_handle *h);
 int fl_fd_remove_handle(fl_loop *loop, int fd, unsigned which);
 
+/* The handles of an fd: borrowed, NULL where there is none. */
+void fl_fd_handles(fl_loop *loop, int fd, fl_handle **reader, fl_handle **writer);
+
 /* Begin watching w->fd with `interest` (FL_READ | FL_WRITE | FL_EDGE), change
  * the interest, and stop. fl_watch_stop also forgets events not yet delivered;
  * call it before closing the fd. -1 with OSError (or MemoryError) set. */

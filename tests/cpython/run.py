@@ -32,8 +32,8 @@ test_queues test_runners test_runners+real test_taskgroups test_timeouts test_wa
 test_pep492+real test_base_events test_base_events+real test_staggered test_graph""".split()
 NETWORK = """test_events test_sock_lowlevel test_sendfile test_server test_server_context test_streams test_buffered_proto
 test_protocols test_transports test_unix_events test_subprocess test_ssl test_sslproto""".split()
-# Suites of classes that use no loop, or only their own.
-WITHOUT_LOOP = {"test_futures", "test_protocols", "test_transports", "test_pep492"}
+# On some versions these make no default loop: they test classes, simulated loops or a bare BaseEventLoop.
+WITHOUT_LOOP = {"test_runners", "test_futures", "test_protocols", "test_transports", "test_pep492"}
 
 
 def available_modules():
