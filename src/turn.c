@@ -153,8 +153,9 @@ static int
 log_slow(fl_loop *loop, PyObject *object, double seconds)
 {
     fl_state *st = loop->st;
-    PyObject *text = fl_is_future(st, object) ? PyObject_Repr(object)
-                                              : PyObject_CallOneArg(st->format_handle, object);
+    bool is_handle = Py_IS_TYPE(object, st->HandleType) || Py_IS_TYPE(object, st->TimerHandleType);
+    PyObject *text = is_handle ? PyObject_CallOneArg(st->format_handle, object)
+                               : PyObject_Repr(object); /* a task or a transport */
     /* where asyncio's own turn looks it up, and where programs replace it */
     PyObject *base_events = PyImport_ImportModule("asyncio.base_events");
     PyObject *logger = base_events == NULL ? NULL : PyObject_GetAttrString(base_events, "logger");

@@ -524,6 +524,30 @@ def test_debug_mode_logs_what_is_slow(loop, caplog):
     assert any("<Task " in m and "slow_task()" in m for m in slow), slow
 
 
+def test_debug_mode_logs_a_slow_data_received(loop, caplog):
+    class Slow(asyncio.Protocol):
+        def data_received(self, data):
+            deadline = loop.time() + 0.02
+            while loop.time() < deadline:
+                pass
+            received.set_result(data)
+
+    async def main():
+        transport, _ = await loop.create_connection(Slow, sock=ours)
+        theirs.send(b"x")
+        assert await received == b"x"
+        await asyncio.sleep(0)
+        transport.close()
+
+    ours, theirs = socket.socketpair()
+    with ours, theirs, caplog.at_level(logging.WARNING, "asyncio"):
+        received = loop.create_future()
+        loop.set_debug(True)
+        loop.slow_callback_duration = 0.01
+        loop.run_until_complete(main())
+    assert any("Transport" in r.getMessage() and "took 0.0" in r.getMessage() for r in caplog.records)
+
+
 def test_debug_mode_remembers_where_things_were_made(fast):
     loop = fast
     loop.set_debug(True)
