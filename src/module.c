@@ -3,6 +3,7 @@
 #include "future.h"
 #include "handle.h"
 #include "loop.h"
+#include "sockops.h"
 #include "state.h"
 #include "stream.h"
 #include "task.h"
@@ -158,7 +159,7 @@ module_exec(PyObject *module)
         fl_task_init(module, st) < 0 || fl_loop_init(module, st) < 0 ||
         PyModule_AddObjectRef(module, "_keeps_live_tasks",
                               keeps_live_tasks() ? Py_True : Py_False) < 0 ||
-        fl_stream_init(module, st) < 0) {
+        fl_stream_init(module, st) < 0 || fl_sock_init(module, st) < 0) {
         return -1;
     }
     return 0;
@@ -219,6 +220,9 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
 {
     visitor v = {visit, arg};
     int rc = fl_stream_state_traverse(fl_state_of_module(module), visit, arg);
+    if (rc == 0) {
+        rc = fl_sock_state_traverse(fl_state_of_module(module), visit, arg);
+    }
     if (rc != 0) {
         return rc;
     }
@@ -234,6 +238,7 @@ module_clear(PyObject *module)
     }
     fl_future_free_lists_clear(st);
     fl_stream_state_clear(st);
+    fl_sock_state_clear(st);
     return each_slot(st, clear_slot, NULL);
 }
 
@@ -242,6 +247,7 @@ module_free(void *module)
 {
     module_clear(module);
     PyMem_Free(fl_state_of_module(module)->stream);
+    fl_sock_state_free(fl_state_of_module(module));
 }
 
 PyDoc_STRVAR(live_tasks_doc, "_live_tasks($module, /)\n--\n\n"

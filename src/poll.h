@@ -13,8 +13,9 @@ enum {
     FL_READ = 1,
     FL_WRITE = 2,
     FL_EDGE = 4,  /* interest only: report changes, not states */
-    FL_EOF = 16,  /* event only, of an FL_EDGE interest: the peer will send no more;
-                     comes with FL_READ */
+    FL_EOF = 16,  /* event only, of an FL_EDGE interest: the peer will send no more,
+                     or sent urgent data; a short read does not mean that there
+                     is nothing left. Comes with FL_READ */
     FL_HANGUP = 8 /* event only: error or both directions closed; comes with
                      FL_READ | FL_WRITE so that either watcher sees it */
 };

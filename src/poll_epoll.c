@@ -45,7 +45,7 @@ to_epoll(unsigned interest)
         events |= EPOLLOUT;
     }
     if (interest & FL_EDGE) {
-        events |= EPOLLET | EPOLLRDHUP;
+        events |= EPOLLET | EPOLLRDHUP | EPOLLPRI;
     }
     return events;
 }
@@ -99,8 +99,8 @@ fl_poll_wait(fl_poller *p, int64_t timeout_ns, fl_event *events, int max)
         if (e & (EPOLLIN | EPOLLRDHUP)) {
             out |= FL_READ;
         }
-        if (e & EPOLLRDHUP) {
-            out |= FL_EOF;
+        if (e & (EPOLLRDHUP | EPOLLPRI)) {
+            out |= FL_EOF; /* a read also ends, short, at TCP's urgent byte */
         }
         if (e & EPOLLOUT) {
             out |= FL_WRITE;

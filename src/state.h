@@ -83,6 +83,7 @@ struct fl_state {
 #undef FL_NAME_FIELD
 
     struct fl_stream_state *stream; /* owned: stream.h */
+    struct fl_sock_state *sock; /* owned: sockops.h */
 
     /* Tasks that are not done, newest first: asyncio.all_tasks() on 3.11-3.13
      * (3.14 keeps such a list itself). Weak: a task unlinks itself. */
@@ -122,6 +123,7 @@ int fl_future_init(PyObject *module, fl_state *st);
 int fl_task_init(PyObject *module, fl_state *st);
 int fl_loop_init(PyObject *module, fl_state *st);
 int fl_stream_init(PyObject *module, fl_state *st);
+int fl_sock_init(PyObject *module, fl_state *st);
 
 /* Make a heap type of `spec` with one base (NULL: object), add it to the module
  * under its own name, and return a new reference. Our structs begin with room

@@ -58,10 +58,30 @@ entry_set_interest(fl_loop *loop, fl_fd_entry *e, int fd, unsigned interest)
     return 0;
 }
 
+/* Take the fd from a watcher that gives way. The interest stays as it is, for the
+ * kernel still has it: the caller sets its own. */
+static int
+entry_take(fl_loop *loop, int fd, bool to_handles)
+{
+    fl_fd_entry *e = entry_of(loop, fd);
+    fl_watch *w = e == NULL ? NULL : e->watch;
+    if (w == NULL || w->give_way == NULL) {
+        return 0;
+    }
+    e->watch = NULL;
+    e->generation++;
+    w->events = 0;
+    w->held = false;
+    PyObject *owner = w->owner; /* the table's reference is ours now */
+    int rc = w->give_way(w, to_handles);
+    Py_DECREF(owner);
+    return rc;
+}
+
 int
 fl_fd_set_handle(fl_loop *loop, int fd, unsigned which, fl_handle *h)
 {
-    if (table_reserve(&loop->fds, fd) < 0) {
+    if (table_reserve(&loop->fds, fd) < 0 || entry_take(loop, fd, true) < 0) {
         return -1;
     }
     fl_fd_entry *e = &loop->fds.entries[fd];
@@ -72,7 +92,10 @@ fl_fd_set_handle(fl_loop *loop, int fd, unsigned which, fl_handle *h)
     }
     /* The poller is told even if nothing changes: the fd may have been closed
      * and its number used again without remove_reader(). */
-    if (entry_set_interest(loop, e, fd, e->interest | which) < 0) {
+    unsigned interest = which;
+    interest |= e->reader != NULL ? FL_READ : 0;
+    interest |= e->writer != NULL ? FL_WRITE : 0;
+    if (entry_set_interest(loop, e, fd, interest) < 0) {
         return -1;
     }
     fl_handle **slot = which == FL_READ ? &e->reader : &e->writer;
@@ -118,7 +141,7 @@ fl_fd_handles(fl_loop *loop, int fd, fl_handle **reader, fl_handle **writer)
 int
 fl_watch_start(fl_loop *loop, fl_watch *w, unsigned interest)
 {
-    if (table_reserve(&loop->fds, w->fd) < 0) {
+    if (table_reserve(&loop->fds, w->fd) < 0 || entry_take(loop, w->fd, false) < 0) {
         return -1;
     }
     fl_fd_entry *e = &loop->fds.entries[w->fd];

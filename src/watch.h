@@ -2,8 +2,9 @@
  *
  * A table indexed by fd. An entry has either a reader and a writer (Python
  * handles, level-triggered: add_reader / add_writer) or one C watcher
- * (a transport). Ready events are appended to the ready queue in asyncio's
- * order: reader before writer, fds as the kernel reports them.
+ * (a transport, or the operations that wait for a socket). Ready events are
+ * appended to the ready queue in asyncio's order: reader before writer, fds as
+ * the kernel reports them.
  */
 #ifndef FASTLOOP_WATCH_H
 #define FASTLOOP_WATCH_H
@@ -24,12 +25,16 @@ struct fl_watch {
      * the caller. Handles its own errors; -1 only for KeyboardInterrupt and
      * SystemExit (or another exception that must leave run_forever). */
     int (*on_event)(fl_watch *w, unsigned events);
+    /* NULL, or for a held watcher that gives way to anybody else who wants the
+     * fd: called once the fd is taken from it. With to_handles what it waits for
+     * may be waited for by handles. -1 with an exception, which the other gets. */
+    int (*give_way)(fl_watch *w, bool to_handles);
 };
 
 typedef struct {
     fl_handle *reader; /* owned, or NULL */
     fl_handle *writer; /* owned, or NULL */
-    fl_watch *watch;   /* borrowed: its owner unregisters before it dies */
+    fl_watch *watch;   /* borrowed (its owner unregisters before it dies), or see give_way */
     unsigned interest; /* what the poller was told */
     uint32_t generation; /* changes whenever the interest ends */
 } fl_fd_entry;
@@ -40,6 +45,8 @@ typedef struct {
     int active; /* entries with any interest */
 } fl_fd_table;
 
+/* Drop all handles and what gives way (the loop is closing); other watchers are
+ * left alone. */
 void fl_fd_table_close(fl_loop *loop);
 
 /* add_reader / add_writer and their removal; `which` is FL_READ or FL_WRITE.
@@ -70,7 +77,6 @@ int fl_watch_queue(fl_loop *loop, fl_watch *w, unsigned events);
 /* Append what the poller reported to the ready queue. */
 int fl_fd_dispatch(fl_loop *loop, const fl_event *events, int n);
 
-/* Cancel and drop all handles (the loop is closing); watchers are left alone. */
 int fl_fd_visit(fl_loop *loop, visitproc visit, void *arg);
 
 #endif
