@@ -803,16 +803,27 @@ def test_a_tuple_is_given_whole(fast):
         assert caught.value.value == (b"x", a.getsockname())
 
 
-def test_cancelled_while_it_resolves_a_name(loop):
+def test_cancelled_while_it_resolves_a_name(loop, monkeypatch):
+    asked, answer = threading.Event(), threading.Event()
+
+    def getaddrinfo(*args, **kwargs):
+        asked.set()
+        answer.wait()
+        return []
+
     async def main():
         with socket.socket() as sock:
             sock.setblocking(False)
             task = loop.create_task(loop.sock_connect(sock, ("localhost", 1)))
-            await asyncio.sleep(0)
+            while not asked.is_set():
+                await asyncio.sleep(0)
             task.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await task
+        answer.set()
+        await loop.shutdown_default_executor()
 
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
     loop.run_until_complete(main())
 
 
