@@ -136,6 +136,11 @@ PyTypeObject *fl_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject *bas
 static inline void
 fl_dealloc_base(PyObject *self, PyTypeObject *base)
 {
+#ifdef Py_DEBUG
+    /* the base calls the finalizer once more, which a debug interpreter allows
+     * for tracked objects only; ours is empty by now, so that is all it is for */
+    PyObject_GC_Track(self);
+#endif
 #if PY_VERSION_HEX < 0x030c0000
     /* 3.11's base is a static type, which does not know that its subtype is not */
     PyTypeObject *type = Py_TYPE(self);

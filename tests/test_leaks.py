@@ -11,6 +11,7 @@ import asyncio
 import contextvars
 import ctypes
 import gc
+import inspect
 import os
 import signal
 import socket
@@ -95,7 +96,7 @@ scenarios = {}
 def scenario(function):
     """A plain function is repeated as it is; a coroutine function on a loop of its own."""
     name = function.__name__
-    if asyncio.iscoroutinefunction(function):
+    if inspect.iscoroutinefunction(function):
 
         def on_new_loop():
             loop = fastloop.new_event_loop()
@@ -124,16 +125,15 @@ def loop_closed_with_work_left():
     loop.set_exception_handler(lambda loop, context: None)
     left, right = socket.socketpair()
     with left, right:
-        loop.add_reader(left, print, left)
-        loop.add_writer(right, print, right)
+        loop.add_reader(left, str, left)
+        loop.add_writer(right, str, right)
         for number in range(5):
-            loop.call_soon(print, number)
+            loop.call_soon(str, number)
             loop.call_later(1000 + number, print, number)
-            loop.create_future().add_done_callback(print)
+            loop.create_future().add_done_callback(str)
         loop.create_task(asyncio.sleep(1000))
         loop.run_until_complete(asyncio.sleep(0))
         loop.close()
-    gc.collect()
 
 
 @scenario
@@ -180,7 +180,6 @@ async def futures():
 @scenario
 async def exception_never_retrieved():
     asyncio.get_running_loop().create_future().set_exception(ValueError("nobody looks"))
-    gc.collect()
 
 
 @scenario
@@ -236,7 +235,7 @@ async def task_destroyed_pending():
 
     reference = weakref.ref(asyncio.create_task(wait_for_itself()))
     await asyncio.sleep(0)
-    gc.collect()
+    gc.collect(0)
     assert reference() is None
 
 
