@@ -7,6 +7,7 @@ or `fastloop.install()` and asyncio as ever, or `loop_factory=fastloop.new_event
 """
 
 from ._core import Future, Handle, Task, TimerHandle
+from ._executor import ThreadPoolExecutor
 from ._live_tasks import show_in_all_tasks as _show_in_all_tasks
 from .eager import create_eager_task_factory, eager_task_factory
 from .loop import Loop
@@ -20,6 +21,7 @@ __all__ = [
     "Handle",
     "Loop",
     "Task",
+    "ThreadPoolExecutor",
     "TimerHandle",
     "create_eager_task_factory",
     "eager_task_factory",

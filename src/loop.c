@@ -8,6 +8,7 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "executor.h"
 #include "task.h"
 #include "turn.h"
 
@@ -1082,6 +1083,8 @@ static PyMethodDef loop_methods[] = {
     {"_remove_writer", loop_remove_writer, METH_O, remove_writer_doc},
     {"_handles_of", loop_handles_of, METH_O, handles_of_doc},
     {"_add_callback", loop_add_callback, METH_O, add_callback_doc},
+    {"run_in_executor", (PyCFunction)(void (*)(void))fl_loop_run_in_executor,
+     METH_FASTCALL | METH_KEYWORDS, fl_loop_run_in_executor_doc},
     {"_close_engine", loop_close_engine, METH_NOARGS, close_engine_doc},
     {"_bind_methods", loop_bind_methods, METH_NOARGS | METH_CLASS, bind_methods_doc},
     {NULL, NULL, 0, NULL},

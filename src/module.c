@@ -159,7 +159,8 @@ module_exec(PyObject *module)
         fl_task_init(module, st) < 0 || fl_loop_init(module, st) < 0 ||
         PyModule_AddObjectRef(module, "_keeps_live_tasks",
                               keeps_live_tasks() ? Py_True : Py_False) < 0 ||
-        fl_stream_init(module, st) < 0 || fl_sock_init(module, st) < 0) {
+        fl_stream_init(module, st) < 0 || fl_sock_init(module, st) < 0 ||
+        fl_executor_init(module, st) < 0) {
         return -1;
     }
     return 0;
@@ -183,6 +184,10 @@ each_slot(fl_state *st, slot_function function, void *arg)
         &st->register_task, &st->register_eager_task, &st->unregister_eager_task,
         &st->awaited_by_add, &st->awaited_by_discard, &st->base_create_task,
         &st->format_handle, &st->logger, &st->empty_tuple, &st->kwnames_context,
+        (PyObject **)&st->PoolType, (PyObject **)&st->WorkType, &st->executor_module,
+        &st->executor_logger, &st->BrokenThreadPool, &st->ConcurrentCancelledError,
+        &st->ConcurrentInvalidStateError, &st->convert_future_exc, &st->base_run_in_executor,
+        &st->ThreadPoolExecutor, &st->executor_submit,
 #define FL_NAME_SLOT(name) &st->str_##name,
         FL_NAMES(FL_NAME_SLOT)
 #undef FL_NAME_SLOT

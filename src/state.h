@@ -35,7 +35,10 @@ typedef struct fl_timer fl_timer;
 /* Interned attribute and method names, one field a name. */
 #define FL_NAMES(X)                                                                      \
     X(_asyncio_future_blocking) X(add_done_callback) X(call_soon) X(cancel) X(get_loop)  \
-    X(_loop) X(get_debug) X(throw) X(is_running) X(_check_callback)
+    X(_loop) X(get_debug) X(throw) X(is_running) X(_check_callback) X(_shutdown)         \
+    X(_start_worker) X(_work_queue) X(_default_executor) X(_check_default_executor)      \
+    X(asyncio) X(critical) X(run_in_executor) X(set_result) X(set_exception)             \
+    X(set_running_or_notify_cancel) X(submit)
 
 struct fl_state {
     PyObject *module; /* borrowed: the module owns this state */
@@ -47,6 +50,8 @@ struct fl_state {
     PyTypeObject *FutureType;
     PyTypeObject *FutureIterType;
     PyTypeObject *TaskType;
+    PyTypeObject *PoolType; /* WorkQueue */
+    PyTypeObject *WorkType;
 
     /* asyncio's types and functions */
     PyTypeObject *BaseFuture; /* _asyncio.Future */
@@ -75,6 +80,16 @@ struct fl_state {
     PyObject *base_create_task;          /* BaseEventLoop.create_task */
     PyObject *format_handle;             /* base_events._format_handle */
     PyObject *logger;                    /* asyncio.log.logger */
+    /* executor.c: concurrent.futures' and, once asked for, ours */
+    PyObject *executor_module;  /* concurrent.futures.thread */
+    PyObject *executor_logger;  /* concurrent.futures._base.LOGGER */
+    PyObject *BrokenThreadPool;
+    PyObject *ConcurrentCancelledError;
+    PyObject *ConcurrentInvalidStateError;
+    PyObject *convert_future_exc;   /* futures._convert_future_exc */
+    PyObject *base_run_in_executor; /* BaseEventLoop.run_in_executor */
+    PyObject *ThreadPoolExecutor;   /* fastloop.ThreadPoolExecutor, or NULL */
+    PyObject *executor_submit;      /* its submit(), or NULL */
     PyObject *empty_tuple;
     PyObject *kwnames_context;           /* ("context",) */
 
@@ -124,6 +139,7 @@ int fl_task_init(PyObject *module, fl_state *st);
 int fl_loop_init(PyObject *module, fl_state *st);
 int fl_stream_init(PyObject *module, fl_state *st);
 int fl_sock_init(PyObject *module, fl_state *st);
+int fl_executor_init(PyObject *module, fl_state *st);
 
 /* Make a heap type of `spec` with one base (NULL: object), add it to the module
  * under its own name, and return a new reference. Our structs begin with room

@@ -1,0 +1,1040 @@
+"""loop.run_in_executor() and fastloop.ThreadPoolExecutor, beside asyncio's and the stdlib's."""
+
+import asyncio
+import concurrent.futures
+import contextvars
+import gc
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import warnings
+import weakref
+
+import pytest
+
+import fastloop
+
+LOOPS = {"asyncio": asyncio.new_event_loop, "fastloop": fastloop.new_event_loop}
+POOLS = {
+    "stdlib": concurrent.futures.ThreadPoolExecutor,
+    "fastloop": fastloop.ThreadPoolExecutor,
+}
+
+
+@pytest.fixture(params=LOOPS)
+def runner(request):
+    with asyncio.Runner(loop_factory=LOOPS[request.param]) as runner:
+        yield runner
+
+
+@pytest.fixture
+def fast():
+    with asyncio.Runner(loop_factory=fastloop.new_event_loop) as runner:
+        yield runner
+
+
+@pytest.fixture(params=POOLS)
+def pool_type(request):
+    return POOLS[request.param]
+
+
+def run_script(source, *, code=0, timeout=60, args=("-X", "dev")):
+    """Run source in a fresh interpreter; return what it printed."""
+    done = subprocess.run(
+        [sys.executable, *args, "-c", textwrap.dedent(source)],
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert done.returncode == code, done.stderr
+    return done.stdout + done.stderr
+
+
+# --- run_in_executor(): results, errors, contexts ---
+
+
+def test_results_and_arguments(runner):
+    async def main():
+        loop = asyncio.get_running_loop()
+        assert await loop.run_in_executor(None, divmod, 17, 5) == (3, 2)
+        assert await loop.run_in_executor(None, lambda *args: args) == ()
+        assert await loop.run_in_executor(None, max, *range(100)) == 99
+        assert await asyncio.to_thread(dict, a=1, b=2) == {"a": 1, "b": 2}
+        assert await asyncio.gather(
+            *(loop.run_in_executor(None, pow, 2, n) for n in range(200))
+        ) == [2**n for n in range(200)]
+
+    runner.run(main())
+
+
+def test_the_default_executor_of_a_fastloop_loop(fast):
+    async def main():
+        loop = asyncio.get_running_loop()
+        assert loop._default_executor is None
+        thread = await loop.run_in_executor(None, threading.current_thread)
+        executor = loop._default_executor
+        assert type(executor) is fastloop.ThreadPoolExecutor
+        assert isinstance(executor, concurrent.futures.ThreadPoolExecutor)
+        assert thread.name == "asyncio_0"
+        assert thread in threading.enumerate()
+        assert thread is not threading.current_thread()
+        assert not thread.daemon
+        assert executor._threads == {thread}
+        assert isinstance(loop.run_in_executor(None, int), fastloop.Future)
+        return thread
+
+    assert not fast.run(main()).is_alive() or fast.close() is None
+
+
+def test_ordinary_call_does_not_run_in_the_callers_context_but_to_thread_does(runner):
+    variable = contextvars.ContextVar("variable", default="none")
+
+    async def main():
+        variable.set("mine")
+        loop = asyncio.get_running_loop()
+        assert await loop.run_in_executor(None, variable.get) == "none"
+        assert await asyncio.to_thread(variable.get) == "mine"
+
+    runner.run(main())
+
+
+@pytest.mark.parametrize(
+    "exception",
+    [
+        ValueError("x"),
+        KeyboardInterrupt("x"),
+        SystemExit(3),
+        GeneratorExit(),
+        asyncio.CancelledError("x"),
+        concurrent.futures.CancelledError("x"),
+        concurrent.futures.InvalidStateError("x"),
+        concurrent.futures.TimeoutError("x"),
+        asyncio.InvalidStateError("x"),
+        StopIteration(5),
+        StopAsyncIteration(5),
+    ],
+    ids=lambda e: f"{type(e).__module__}.{type(e).__name__}",
+)
+def test_an_exception_arrives_as_under_asyncio(exception):
+    """What the awaiter, the future and the exception handler see is the same."""
+
+    def fail():
+        raise exception
+
+    def observe(new_loop):
+        seen = []
+        loop = new_loop()
+        loop.set_exception_handler(
+            lambda loop, context: seen.append(repr(context.get("exception")))
+        )
+        try:
+
+            async def main():
+                future = loop.run_in_executor(None, fail)
+                # StopIteration is never set as the exception on 3.11: only reported.
+                while not future.done() and not seen:
+                    await asyncio.sleep(0.001)
+                if not future.done():
+                    seen.append("pending")
+                elif future.cancelled():
+                    seen.append("cancelled")
+                else:
+                    error = future.exception()
+                    seen.append((type(error), repr(error), repr(error.__cause__)))
+
+            loop.run_until_complete(main())
+            loop.run_until_complete(loop.shutdown_default_executor())
+        finally:
+            loop.close()
+        return seen
+
+    assert observe(fastloop.new_event_loop) == observe(asyncio.new_event_loop)
+
+
+def test_the_awaiter_gets_a_base_exception(runner):
+    async def main():
+        loop = asyncio.get_running_loop()
+        with pytest.raises(SystemExit):
+            await loop.run_in_executor(None, sys.exit)
+        with pytest.raises(asyncio.CancelledError):
+            await loop.run_in_executor(None, raise_it, asyncio.CancelledError())
+        with pytest.raises(ZeroDivisionError) as caught:
+            await loop.run_in_executor(None, lambda: 1 / 0)
+        assert "<lambda>" in [entry.name for entry in caught.traceback]
+        return await loop.run_in_executor(None, int)
+
+    assert runner.run(main()) == 0
+
+
+def raise_it(exception):
+    raise exception
+
+
+@pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
+def test_wrong_calls_raise_what_asyncio_raises(new_loop):
+    async def coroutine():
+        pass
+
+    with pytest.raises(TypeError, match=r"missing 2 required positional arguments"):
+        loop = new_loop()
+        loop.run_in_executor()
+    with pytest.raises(TypeError, match=r"missing 1 required positional argument: 'func'"):
+        loop.run_in_executor(None)
+    for wrong in (5, object(), "x", ThreadPoolLike()):
+        with pytest.raises(AttributeError, match="submit"):
+            loop.run_in_executor(wrong, int)
+    with pytest.raises(TypeError, match="executor must be ThreadPoolExecutor instance"):
+        loop.set_default_executor(ThreadPoolLike())
+    with pytest.raises(TypeError, match="not callable"):
+        loop.run_until_complete(loop.run_in_executor(None, 5))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'what'"):
+        loop.run_in_executor(None, what=int)
+    with pytest.raises(TypeError, match="multiple values for argument 'executor'"):
+        loop.run_in_executor(None, executor=None)
+    assert loop.run_until_complete(loop.run_in_executor(None, func=int)) == 0
+    assert loop.run_until_complete(loop.run_in_executor(func=int, executor=None)) == 0
+    loop.set_debug(True)
+    with pytest.raises(TypeError, match=r"coroutines cannot be used with run_in_executor\(\)"):
+        loop.run_in_executor(None, coroutine)
+    with pytest.raises(TypeError, match=r"a callable object was expected by run_in_executor"):
+        loop.run_in_executor(None, 5)
+    loop.run_until_complete(loop.shutdown_default_executor())
+    with pytest.raises(RuntimeError, match="Executor shutdown has been called"):
+        loop.run_in_executor(None, int)
+    loop.close()
+    with pytest.raises(RuntimeError, match="Event loop is closed"):
+        loop.run_in_executor(None, int)
+
+
+class ThreadPoolLike:
+    """Not an executor."""
+
+
+# --- executors: ours, the stdlib's, anybody's ---
+
+
+def test_explicit_executors_of_every_kind(runner):
+    class Inline(concurrent.futures.Executor):
+        def submit(self, fn, /, *args, **kwargs):
+            future = concurrent.futures.Future()
+            future.set_result(("inline", fn(*args, **kwargs)))
+            return future
+
+    class Counting(fastloop.ThreadPoolExecutor):
+        count = 0
+
+        def submit(self, fn, /, *args, **kwargs):
+            self.count += 1
+            return super().submit(fn, *args, **kwargs)
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        for new in POOLS.values():
+            with new(2, thread_name_prefix="mine") as pool:
+                thread = await loop.run_in_executor(pool, threading.current_thread)
+                assert thread.name == "mine_0"
+        assert await loop.run_in_executor(Inline(), abs, -1) == ("inline", 1)
+        with Counting() as pool:
+            assert await loop.run_in_executor(pool, abs, -1) == 1
+            assert pool.count == 1
+        with fastloop.ThreadPoolExecutor() as pool:
+            pool.submit = lambda fn, *args: concurrent.futures.Future()
+            future = loop.run_in_executor(pool, int)
+            await asyncio.sleep(0.01)
+            assert not future.done()
+            future.cancel()
+
+    runner.run(main())
+
+
+def test_process_pool(runner):
+    async def main():
+        loop = asyncio.get_running_loop()
+        with concurrent.futures.ProcessPoolExecutor(1) as pool:
+            assert await loop.run_in_executor(pool, os.getpid) != os.getpid()
+
+    runner.run(main())
+
+
+@pytest.mark.parametrize("new_pool", POOLS.values(), ids=POOLS)
+def test_set_default_executor(runner, new_pool):
+    async def main():
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(new_pool(1, thread_name_prefix="chosen"))
+        assert await asyncio.to_thread(lambda: threading.current_thread().name) == "chosen_0"
+
+    runner.run(main())
+
+
+def test_a_pool_that_is_shut_down_or_broken(runner, caplog):
+    async def main():
+        loop = asyncio.get_running_loop()
+        for new in POOLS.values():
+            pool = new()
+            pool.shutdown()
+            with pytest.raises(RuntimeError, match="cannot schedule new futures after shutdown"):
+                loop.run_in_executor(pool, int)
+            pool = new(initializer=lambda: 1 / 0)
+            with pytest.raises(concurrent.futures.thread.BrokenThreadPool, match="initializer"):
+                await loop.run_in_executor(pool, int)
+            with pytest.raises(concurrent.futures.thread.BrokenThreadPool, match="initializer"):
+                loop.run_in_executor(pool, int)
+            pool.shutdown()
+
+    runner.run(main())
+    assert caplog.text.count("Exception in initializer") == 2
+
+
+# --- cancelling ---
+
+
+@pytest.fixture
+def one_worker(runner):
+    """A runner whose default executor has one thread, and that thread is busy until let go."""
+    release = threading.Event()
+
+    async def occupy():
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(fastloop.ThreadPoolExecutor(1))
+        started = threading.Event()
+        busy = loop.run_in_executor(None, lambda: started.set() or release.wait())
+        started.wait()
+        return busy
+
+    busy = runner.run(occupy())
+    yield runner, busy, release
+    release.set()
+
+
+def test_a_call_cancelled_before_it_begins_never_runs(one_worker):
+    runner, busy, release = one_worker
+    ran = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        first = loop.run_in_executor(None, ran.append, 1)
+        second = loop.run_in_executor(None, ran.append, 2)
+        first.cancel()
+        await asyncio.sleep(0)  # asyncio tells the executor one turn later
+        release.set()
+        await second
+        await busy
+        with pytest.raises(asyncio.CancelledError):
+            await first
+
+    runner.run(main())
+    assert ran == [2]
+
+
+def test_a_call_cancelled_after_it_began_goes_on(one_worker):
+    runner, busy, release = one_worker
+    ran = []
+
+    async def main():
+        busy.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await busy
+        after = asyncio.get_running_loop().run_in_executor(None, ran.append, 1)
+        release.set()
+        await after
+
+    runner.run(main())
+    assert ran == [1]
+
+
+def test_shutdown_cancels_the_calls_of_a_loop(one_worker):
+    runner, busy, release = one_worker
+    ran = []
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        calls = [loop.run_in_executor(None, ran.append, n) for n in range(10)]
+        loop._default_executor.shutdown(wait=False, cancel_futures=True)
+        release.set()
+        await busy
+        results = await asyncio.gather(*calls, return_exceptions=True)
+        assert {type(result) for result in results} == {asyncio.CancelledError}
+
+    runner.run(main())
+    assert ran == []
+
+
+# --- the end: of the executor, of the loop, of the process ---
+
+
+def test_shutdown_default_executor_joins_the_threads(runner):
+    async def main():
+        loop = asyncio.get_running_loop()
+        threads = set(
+            await asyncio.gather(*(asyncio.to_thread(threading.current_thread) for _ in range(20)))
+        )
+        await loop.shutdown_default_executor()
+        assert not any(thread.is_alive() for thread in threads)
+
+    runner.run(main())
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="3.12 added the timeout")
+def test_shutdown_default_executor_gives_up_after_its_timeout(runner):
+    release = threading.Event()
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        busy = loop.run_in_executor(None, release.wait)
+        with pytest.warns(RuntimeWarning, match="did not finish"):
+            await loop.shutdown_default_executor(0.01)
+        release.set()
+        assert await busy is True
+
+    runner.run(main())
+
+
+def test_the_loop_is_closed_while_calls_wait_and_run(runner):
+    """They run, as the stdlib's would; what they give is dropped without a word."""
+    loop = runner.get_loop()
+    release, done, ran = threading.Event(), threading.Event(), []
+    pool = fastloop.ThreadPoolExecutor(1)
+
+    def last():
+        done.set()
+
+    loop.run_in_executor(pool, release.wait)
+    for n in range(50):
+        loop.run_in_executor(pool, ran.append, n)
+    loop.run_in_executor(pool, last)
+    runner.close()
+    release.set()
+    assert done.wait(30)
+    pool.shutdown()
+    assert ran == list(range(50))
+    with pytest.raises(RuntimeError, match="Event loop is closed"):
+        loop.run_in_executor(pool, int)
+    with pytest.raises(RuntimeError, match="Event loop is closed"):
+        loop.call_soon_threadsafe(int)
+
+
+def test_a_loop_with_calls_in_its_queue_is_collected():
+    loop = fastloop.new_event_loop()
+    pool = fastloop.ThreadPoolExecutor(1)
+    futures = [loop.run_in_executor(pool, bytearray, 10) for _ in range(10)]
+    pool.shutdown()
+    ref = weakref.ref(futures[0])
+    loop.leak = futures
+    loop.close()
+    del loop, futures
+    gc.collect()
+    assert ref() is None
+
+
+def test_an_executor_that_is_dropped_finishes_its_calls_and_ends_its_threads(pool_type):
+    release, ran = threading.Event(), []
+    pool = pool_type(1)
+    futures = [pool.submit(release.wait), *(pool.submit(ran.append, n) for n in range(5))]
+    (thread,) = pool._threads
+    ref = weakref.ref(pool)
+    del pool
+    gc.collect()
+    assert ref() is None
+    release.set()
+    for future in futures:
+        future.result(30)
+    thread.join(30)
+    assert not thread.is_alive()
+    assert ran == list(range(5))
+
+
+def test_a_cycle_through_a_pool_is_collected():
+    class Owner:
+        def __init__(self):
+            self.pool = fastloop.ThreadPoolExecutor(2)
+            self.future = self.pool.submit(self.method)
+
+        def method(self):
+            return self
+
+    owner = Owner()
+    owner.future.result()
+    threads = list(owner.pool._threads)
+    ref = weakref.ref(owner)
+    del owner
+    for _ in range(3):
+        gc.collect()
+    assert ref() is None
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+def test_nothing_keeps_the_arguments_or_the_result_alive(runner):
+    class Huge(bytearray):
+        pass
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        argument = Huge(50_000_000)
+        ref = weakref.ref(argument)
+        future = loop.run_in_executor(None, lambda x: None, argument)
+        del argument
+        await future
+        if isinstance(loop, fastloop.Loop):  # asyncio: only when the worker gets the GIL again
+            assert ref() is None
+        result = await loop.run_in_executor(None, Huge, 50_000_000)
+        ref = weakref.ref(result)
+        del result
+        assert ref() is None
+
+        def fail(argument):
+            raise ValueError
+
+        argument = Huge(10)
+        ref = weakref.ref(argument)
+        try:
+            await loop.run_in_executor(None, fail, argument)
+        except ValueError:
+            pass
+        del argument, future
+        await asyncio.sleep(0)  # until here the exception is on its way into this task
+        assert ref() is None
+
+    runner.run(main())
+
+
+def test_a_hundred_thousand_calls_run_in_order_in_bounded_memory(one_worker):
+    runner, busy, release = one_worker
+    order = []
+    count = 100_000
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        if not isinstance(loop, fastloop.Loop):
+            return count * [None]
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        calls = [loop.run_in_executor(None, order.append, n) for n in range(count)]
+        assert loop._default_executor._work_queue.qsize() == count
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        assert grown * 1024 / count < 1500  # bytes a call, its future included
+        release.set()
+        await asyncio.gather(*calls)
+        assert order == list(range(count))
+
+    runner.run(main())
+
+
+# --- many threads, signals, forks ---
+
+
+def test_many_threads_at_once(fast):
+    """Everything that may be called from a foreign thread, from eight of them."""
+
+    async def double(n):
+        await asyncio.sleep(0)
+        return 2 * n
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        pool = fastloop.ThreadPoolExecutor(3)
+        seen, problems = [], []
+
+        def hammer(k):
+            try:
+                for n in range(100):
+                    number = 1000 * k + n
+                    loop.call_soon_threadsafe(seen.append, number)
+                    assert pool.submit(abs, -number).result(30) == number
+                    coroutine = asyncio.run_coroutine_threadsafe(double(number), loop)
+                    assert coroutine.result(30) == 2 * number
+                    asyncio.run_coroutine_threadsafe(
+                        call_and_check(loop, pool, number), loop
+                    ).result(30)
+            except BaseException as error:
+                problems.append(error)
+
+        threads = [threading.Thread(target=hammer, args=(k,)) for k in range(8)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            await asyncio.to_thread(time.sleep, 0.01)
+        assert not problems
+        assert sorted(seen) == [1000 * k + n for k in range(8) for n in range(100)]
+        pool.shutdown()
+
+    async def call_and_check(loop, pool, number):
+        assert await loop.run_in_executor(pool, abs, -number) == number
+        assert await asyncio.wrap_future(pool.submit(abs, -number)) == number
+
+    fast.run(main())
+
+
+def test_run_in_executor_from_foreign_threads(fast):
+    """It is not promised to work from there, but must not harm anything."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        results = []
+
+        def abuse():
+            for n in range(200):
+                loop.run_in_executor(None, results.append, n)
+                try:
+                    loop.run_in_executor(None)
+                except TypeError:
+                    pass
+
+        await asyncio.gather(*(asyncio.to_thread(abuse) for _ in range(4)))
+        await loop.shutdown_default_executor()
+        assert sorted(results) == sorted(list(range(200)) * 4)
+
+    fast.run(main())
+
+
+def test_from_a_signal_handler(fast):
+    async def main():
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+        results = []
+
+        def handler(signum, frame):
+            loop.run_in_executor(None, results.append, len(results))
+            loop.call_soon_threadsafe(done.set)
+
+        before = signal.signal(signal.SIGUSR1, handler)
+        try:
+            for _ in range(200):
+                done.clear()
+                os.kill(os.getpid(), signal.SIGUSR1)
+                await loop.run_in_executor(None, int)
+                await done.wait()
+        finally:
+            signal.signal(signal.SIGUSR1, before)
+        await loop.shutdown_default_executor()
+        assert len(results) == 200
+
+    fast.run(main())
+
+
+def test_a_thread_that_outlives_the_loop():
+    out = run_script(
+        """
+        import asyncio, fastloop, threading
+        ready, release = threading.Event(), threading.Event()
+        async def main():
+            loop = asyncio.get_running_loop()
+            loop.run_in_executor(pool, lambda: (ready.set(), release.wait(), bytearray(10**7)))
+            ready.wait()
+            return loop
+        pool = fastloop.ThreadPoolExecutor(1)
+        loop = fastloop.run(main())
+        def late():
+            for call in (
+                lambda: loop.call_soon_threadsafe(print),
+                lambda: loop.run_in_executor(None, print),
+                lambda: loop.run_in_executor(pool, print),
+                lambda: asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop),
+            ):
+                try:
+                    call()
+                except RuntimeError as error:
+                    print(error)
+        thread = threading.Thread(target=late)
+        thread.start()
+        thread.join()
+        release.set()
+        pool.shutdown()
+        """,
+        args=("-W", "ignore"),
+    )
+    assert out.splitlines() == ["Event loop is closed"] * 4
+
+
+@pytest.mark.parametrize("where", ["main", "worker"])
+def test_a_forked_child_starts_clean(where):
+    out = run_script(
+        f"""
+        import asyncio, fastloop, os, threading
+        pool = fastloop.ThreadPoolExecutor(2)
+        release = threading.Event()
+
+        def child():
+            async def main():
+                loop = asyncio.get_running_loop()
+                assert await asyncio.to_thread(abs, -5) == 5
+                assert await loop.run_in_executor(pool, abs, -6) == 6
+            assert pool._work_queue.qsize() == 0
+            asyncio.set_event_loop(None)
+            with asyncio.Runner(loop_factory=fastloop.new_event_loop) as runner:
+                runner.run(main())
+            assert pool.submit(abs, -7).result(30) == 7
+
+        def fork():
+            pid = os.fork()
+            if pid == 0:
+                code = 1
+                try:
+                    thread = threading.Thread(target=child)
+                    thread.start()
+                    thread.join()
+                    code = 0 if pool._threads else 2
+                finally:
+                    os._exit(code)
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+        async def main():
+            loop = asyncio.get_running_loop()
+            calls = [loop.run_in_executor(pool, release.wait) for _ in range(2)]
+            calls += [loop.run_in_executor(pool, print, "the call of the parent")]
+            await asyncio.to_thread(abs, 1)
+            if {where!r} == "main":
+                code = fork()
+            else:
+                code = await asyncio.to_thread(fork)
+            release.set()
+            await asyncio.gather(*calls)
+            print("child", code)
+        fastloop.run(main())
+        """,
+        args=("-W", "ignore"),
+    )
+    assert out.splitlines() == ["the call of the parent", "child 0"]
+
+
+def test_a_forked_child_that_leaves_by_the_ordinary_exit_does_not_hang():
+    out = run_script(
+        """
+        import asyncio, fastloop, os, sys
+        async def main():
+            await asyncio.gather(*(asyncio.to_thread(abs, -1) for _ in range(10)))
+            pid = os.fork()
+            if pid == 0:
+                return
+            print("child", os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+        loop = fastloop.new_event_loop()
+        loop.run_until_complete(main())
+        sys.stdout.flush()
+        """,
+        args=("-W", "ignore"),
+    )
+    assert out == "child 0\n"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="RLIMIT_NPROC does not bind root")
+def test_no_thread_to_be_had_by_the_limit():
+    run_script(NO_THREADS.format("resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))"))
+
+
+NO_THREADS = """
+import asyncio, fastloop, resource, threading
+{}
+async def main():
+    loop = asyncio.get_running_loop()
+    try:
+        await loop.run_in_executor(None, print, "never")
+    except RuntimeError as error:
+        assert "can't start new thread" in str(error)
+        assert loop._default_executor._work_queue.qsize() <= 1
+    else:
+        raise AssertionError
+    threading.Thread.start = start
+    assert await asyncio.to_thread(abs, -5) == 5
+fastloop.run(main())
+"""
+
+
+def test_no_thread_to_be_had():
+    """The caller is told, the call does not run later, and the pool works again after it."""
+    out = run_script(
+        NO_THREADS.format(
+            textwrap.dedent(
+                """
+                start = threading.Thread.start
+                def fail(self):
+                    raise RuntimeError("can't start new thread")
+                threading.Thread.start = fail
+                """
+            )
+        )
+    )
+    assert "never" not in out
+
+
+# --- exit of the interpreter ---
+
+
+@pytest.mark.parametrize(
+    "body",
+    {
+        "idle": "await asyncio.gather(*(asyncio.to_thread(time.sleep, 0.001) for _ in range(8)))",
+        "busy": "[loop.run_in_executor(pool, time.sleep, 0.05) for _ in range(8)]",
+        "queued": "[loop.run_in_executor(pool, abs, 1) for _ in range(500)]",
+        "submitted": "[pool.submit(time.sleep, 0.001) for _ in range(30)]",
+    }.values(),
+    ids=["idle", "busy", "queued", "submitted"],
+)
+def test_interpreter_exit(body):
+    source = f"""
+        import asyncio, fastloop, time
+        pool = fastloop.ThreadPoolExecutor(4)
+        async def main():
+            loop = asyncio.get_running_loop()
+            {body}
+        loop = fastloop.new_event_loop()
+        loop.run_until_complete(main())
+        loop.close()
+    """
+    for _ in range(5):
+        assert run_script(source) == ""
+
+
+def test_interpreter_exit_with_daemon_workers_that_never_return():
+    """Threads started by a daemon thread are daemons and are left behind, as the stdlib's."""
+    source = """
+        import fastloop, threading, time
+        pool = fastloop.ThreadPoolExecutor(3)
+        started = threading.Barrier(3)
+        def use():
+            pool.submit(lambda: (started.wait(), threading.Event().wait()))
+            pool.submit(lambda: (started.wait(), [None for _ in iter(int, 1)]))
+            started.wait()
+            pool.submit(int).result()
+        thread = threading.Thread(target=use, daemon=True)
+        thread.start()
+        thread.join()
+        assert all(t.daemon for t in pool._threads)
+        # what concurrent.futures' exit function would wait for, without end
+        import concurrent.futures.thread
+        concurrent.futures.thread._threads_queues.clear()
+    """
+    for _ in range(5):
+        run_script(source)
+
+
+def test_exit_waits_for_running_calls():
+    out = run_script(
+        """
+        import fastloop, time
+        pool = fastloop.ThreadPoolExecutor(1)
+        pool.submit(lambda: (time.sleep(0.1), print("done")))
+        pool.submit(print, "and the next")
+        """
+    )
+    assert out == "done\nand the next\n"
+
+
+def test_no_calls_after_interpreter_shutdown():
+    out = run_script(
+        """
+        import fastloop, threading
+        pool = fastloop.ThreadPoolExecutor(1)
+        pool.submit(int).result()
+        def late():
+            threading.main_thread().join()
+            try:
+                pool.submit(int)
+            except RuntimeError as error:
+                print(error)
+        threading.Thread(target=late).start()
+        """
+    )
+    assert "cannot schedule new futures after" in out
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="3.12 added per-interpreter state")
+def test_subinterpreters_do_not_share_pools():
+    run_script(
+        """
+        try:
+            import _interpreters as interpreters
+        except ImportError:
+            import _xxsubinterpreters as interpreters
+        import fastloop
+        fastloop.ThreadPoolExecutor(1).submit(int).result()
+        source = '''
+        try:
+            import fastloop
+        except ImportError as error:
+            print(error)  # _asyncio or another module refuses: as good
+        else:
+            async def main():
+                import asyncio
+                assert await asyncio.to_thread(abs, -5) == 5
+            fastloop.run(main())
+        '''
+        import textwrap
+        interpreter = interpreters.create()
+        problem = getattr(interpreters, "exec", interpreters.run_string)(
+            interpreter, textwrap.dedent(source)
+        )
+        assert problem is None, problem
+        interpreters.destroy(interpreter)
+        """,
+        args=("-W", "ignore"),
+    )
+
+
+# --- the executor by itself ---
+
+
+def test_what_people_read_of_a_pool(pool_type):
+    initialized = []
+    with pool_type(3, "name", initialized.append, (7,)) as pool:
+        assert pool._max_workers == 3
+        assert pool._thread_name_prefix == "name"
+        assert pool._threads == set()
+        assert pool._shutdown is False
+        assert not pool._broken
+        barrier = threading.Barrier(4)
+        futures = [pool.submit(barrier.wait) for _ in range(3)]
+        waiting = [pool.submit(int) for _ in range(10)]
+        assert pool._work_queue.qsize() == 10
+        assert {thread.name for thread in pool._threads} == {"name_0", "name_1", "name_2"}
+        barrier.wait(30)
+        concurrent.futures.wait(futures + waiting, 30)
+        assert initialized == [7, 7, 7]
+    assert pool._shutdown is True
+    assert not any(thread.is_alive() for thread in pool._threads)
+    with pytest.raises(ValueError, match="max_workers must be greater than 0"):
+        pool_type(0)
+    with pytest.raises(TypeError, match="initializer must be a callable"):
+        pool_type(initializer=5)
+    with pytest.raises(TypeError):
+        pool.submit()
+
+
+def test_submit_gives_a_real_future(pool_type):
+    with pool_type(1) as pool:
+        release, called = threading.Event(), []
+        busy = pool.submit(release.wait)
+        waiting = pool.submit(pow, 2, exp=5)
+        dropped = pool.submit(called.append, 1)
+        assert type(waiting) is concurrent.futures.Future
+        assert not waiting.running()
+        assert dropped.cancel()
+        waiting.add_done_callback(lambda future: called.append(future.result()))
+        release.set()
+        assert waiting.result(30) == 32
+        assert busy.result() is True
+        with pytest.raises(ZeroDivisionError):
+            pool.submit(divmod, 1, 0).result()
+        assert called == [32]
+        assert list(pool.map(pow, [2, 3], [2, 2])) == [4, 9]
+
+
+def test_a_future_that_was_tampered_with_harms_no_worker(pool_type, caplog):
+    with pool_type(2) as pool:
+        release = threading.Event()
+        future = pool.submit(release.wait)
+        while not future.running():
+            time.sleep(0.001)
+        future.set_result("mine")
+        release.set()
+        assert future.result() == "mine"
+        assert pool.submit(abs, -1).result(30) == 1
+    assert "Exception in worker" in caplog.text
+
+
+def test_growth_is_by_need(pool_type):
+    with pool_type(5) as pool:
+        for _ in range(20):
+            pool.submit(int).result()
+            while isinstance(pool, fastloop.ThreadPoolExecutor) and not pool._work_queue.idle:
+                time.sleep(0)
+        if pool_type is fastloop.ThreadPoolExecutor:
+            assert len(pool._threads) == 1
+        barrier = threading.Barrier(5)
+        for future in [pool.submit(barrier.wait) for _ in range(5)]:
+            future.result(30)
+        assert len(pool._threads) == 5
+
+
+def test_blocking_calls_run_side_by_side_even_if_queued_in_one_burst(fast):
+    """A worker that takes a call and leaves others wakes the next before it blocks."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        pool = fastloop.ThreadPoolExecutor(6)
+        for _ in range(20):
+            barrier = threading.Barrier(6)
+            await asyncio.wait_for(
+                asyncio.gather(*(loop.run_in_executor(pool, barrier.wait) for _ in range(6))), 30
+            )
+        pool.shutdown()
+
+    fast.run(main())
+
+
+def test_a_call_runs_while_its_caller_blocks_the_loop(fast):
+    async def main():
+        loop = asyncio.get_running_loop()
+        for _ in range(5):
+            event = threading.Event()
+            future = loop.run_in_executor(None, event.set)
+            assert event.wait(30)
+            await future
+
+    fast.run(main())
+
+
+def test_a_slow_initializer_does_not_hold_up_idle_workers():
+    gate, first = threading.Event(), threading.Event()
+
+    def initializer():
+        if first.is_set():
+            gate.wait()
+        first.set()
+
+    with fastloop.ThreadPoolExecutor(2, initializer=initializer) as pool:
+        release = threading.Event()
+        one = pool.submit(release.wait)
+        assert first.wait(30)
+        two = pool.submit(int)  # starts the second thread, which is held up
+        release.set()
+        one.result(30)
+        two.result(30)
+        assert pool.submit(abs, -3).result(30) == 3
+        gate.set()
+
+
+def test_nested_use_of_a_pool(fast):
+    """A call that submits to its own pool, and one that runs a loop of its own."""
+
+    def outer(pool):
+        return pool.submit(abs, -2).result(30)
+
+    def own_loop():
+        with asyncio.Runner(loop_factory=fastloop.new_event_loop) as runner:
+            return runner.run(asyncio.to_thread(abs, -3))
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        with fastloop.ThreadPoolExecutor(2) as pool:
+            assert await loop.run_in_executor(pool, outer, pool) == 2
+        assert await loop.run_in_executor(None, own_loop) == 3
+
+    fast.run(main())
+
+
+def test_errors_of_the_queue_type():
+    from fastloop import _core
+
+    with pytest.raises(TypeError):
+        _core.WorkQueue()
+    with pytest.raises(TypeError):
+        _core.WorkQueue("x")
+    with pytest.raises(TypeError):
+        _core.Work()
+    queue = _core.WorkQueue(1)
+    with pytest.raises(TypeError):
+        queue.put(1)
+    with pytest.raises(TypeError):
+        queue.submit(1, 2)
+
+
+def test_no_warning_of_ours(fast):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fast.run(asyncio.to_thread(int))
