@@ -1,6 +1,7 @@
 """Sockets: echo servers of every kind under the C load generator, connecting, and the memory of idle connections."""
 
 import asyncio
+import contextlib
 import os
 import pathlib
 import resource
@@ -61,21 +62,21 @@ async def datagram_server(loop, sock):
 
 
 async def echo_stream(reader, writer):
-    while data := await reader.read(128 * 1024):
-        writer.write(data)
-    writer.close()
+    with contextlib.closing(writer), contextlib.suppress(ConnectionError):  # the load generator ends with a reset
+        while data := await reader.read(128 * 1024):
+            writer.write(data)
 
 
 async def echo_lines(reader, writer):
-    while line := await reader.readline():
-        writer.write(line)
-        await writer.drain()
-    writer.close()
+    with contextlib.closing(writer), contextlib.suppress(ConnectionError):
+        while line := await reader.readline():
+            writer.write(line)
+            await writer.drain()
 
 
 async def socket_server(loop, listener):
     async def echo(sock):
-        with sock:
+        with sock, contextlib.suppress(ConnectionError):
             while data := await loop.sock_recv(sock, 128 * 1024):
                 await loop.sock_sendall(sock, data)
 
