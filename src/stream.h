@@ -56,6 +56,7 @@ typedef struct {
     fl_flush flush;
     fl_chunks out;
     uint64_t write_turn; /* loop->turns at the last write */
+    unsigned last_read;  /* bytes that the last recv() gave */
     int conn_lost;       /* asyncio's: connection_lost is scheduled, then failed writes */
     uint8_t pieces;      /* > 0: writes wait for the end of the turn */
     bool writes_again;   /* a second write came in this turn */
@@ -163,6 +164,12 @@ int fl_stream_report(fl_stream *t, PyObject *loop, const char *message);
 enum { FL_STREAM_START = 1 << 8 };
 
 int fl_stream_on_event(fl_watch *w, unsigned events);
+/* recv(): -1 with errno. EINTR is tried again. */
+ssize_t fl_stream_receive(fl_stream *t, void *buffer, size_t size);
+
+/* How much room a large read needs, bytes; 0 if the next one may be small. */
+size_t fl_stream_expected(fl_stream *t);
+
 int fl_stream_pause_reading(fl_stream *t);
 int fl_stream_resume_reading(fl_stream *t);
 
@@ -190,10 +197,10 @@ void fl_chunks_clear(fl_chunks *c);
 
 /* streams_fast.c */
 
-/* Deliver `n` bytes to the StreamReader of a stock protocol. 1: done, 0: the
- * ordinary way must be taken, -1: the exception that data_received would have
- * raised is set. */
-int fl_streams_feed(fl_stream *t, const char *data, Py_ssize_t n);
+/* recv() into the StreamReader of a stock protocol. 1: done, with *n (and errno)
+ * what recv() gave; 0: nothing was done, the ordinary way must be taken; -1: the
+ * exception that data_received() would have raised is set. */
+int fl_streams_read(fl_stream *t, ssize_t *n);
 
 /* The exception that is set, cleared, with its traceback; and the reverse, which
  * takes over the reference. */

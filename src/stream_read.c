@@ -9,11 +9,11 @@
 #include "stream.h"
 
 #include <errno.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
-/* recv() into `buffer`; EINTR is tried again. -1 with errno. */
-static ssize_t
-receive(fl_stream *t, void *buffer, size_t size)
+ssize_t
+fl_stream_receive(fl_stream *t, void *buffer, size_t size)
 {
     ssize_t n;
 
@@ -27,7 +27,24 @@ receive(fl_stream *t, void *buffer, size_t size)
         t->hung_up = true;
     }
     t->readable = n > 0 && ((size_t)n == size || t->hung_up);
+    t->last_read = n > 0 ? (unsigned)n : 0;
     return n;
+}
+
+/* After a large read the next one is expected to be large too, and worth asking
+ * the kernel for its size, to receive it where it will stay. The room is a little
+ * more than that, so that a short count still shows that the socket is empty. */
+size_t
+fl_stream_expected(fl_stream *t)
+{
+    enum { LARGE = 32 * 1024, MORE = 512 };
+    int waiting = 0;
+
+    if (t->last_read < LARGE || ioctl(t->fd, FIONREAD, &waiting) < 0 || waiting < LARGE) {
+        return 0;
+    }
+    return waiting < FL_RECV_BUFFER_SIZE - MORE ? (size_t)waiting + MORE
+                                                : FL_RECV_BUFFER_SIZE;
 }
 
 /* recv() gave -1: 0 if there was nothing, else the transport's end. */
@@ -83,14 +100,56 @@ on_eof(fl_stream *t)
     return 0;
 }
 
+/* Receive into an exact bytes object: NULL when there is none, with *n the result
+ * of recv() and errno, or with an exception. */
+static PyObject *
+receive_bytes(fl_stream *t, ssize_t *n)
+{
+    size_t expected = fl_stream_expected(t);
+    PyObject *bytes;
+    char *buffer;
+
+    *n = -1;
+    errno = 0;
+    if (expected == 0) {
+        buffer = fl_loop_recv_buffer(t->loop);
+        *n = buffer == NULL ? -1 : fl_stream_receive(t, buffer, FL_RECV_BUFFER_SIZE);
+        return *n <= 0 ? NULL : PyBytes_FromStringAndSize(buffer, *n);
+    }
+    bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)expected);
+    if (bytes == NULL) {
+        return NULL;
+    }
+    *n = fl_stream_receive(t, PyBytes_AS_STRING(bytes), expected);
+    if (*n <= 0) {
+        int error = errno;
+        Py_DECREF(bytes);
+        errno = error;
+        return NULL;
+    }
+    _PyBytes_Resize(&bytes, *n); /* NULL with an exception on failure */
+    return bytes;
+}
+
+/* recv() gave no data: the end, or an error in errno. */
+static int
+received_nothing(fl_stream *t, ssize_t n)
+{
+    return n == 0 ? on_eof(t) : receive_failed(t);
+}
+
 /* Protocol: one exact bytes object a read. */
 static int
-read_data(fl_stream *t, const char *data, Py_ssize_t n)
+read_ready_data(fl_stream *t)
 {
-    PyObject *bytes = PyBytes_FromStringAndSize(data, n), *protocol, *result;
+    PyObject *bytes, *protocol, *result;
+    ssize_t n;
 
+    bytes = receive_bytes(t, &n);
     if (bytes == NULL) {
-        return fl_stream_fatal(t, "Fatal read error on socket transport");
+        return PyErr_Occurred()
+                   ? fl_stream_fatal(t, "Fatal read error on socket transport")
+                   : received_nothing(t, n);
     }
     protocol = Py_NewRef(t->protocol);
     result = PyObject_CallMethodOneArg(protocol, t->st->stream->str_data_received, bytes);
@@ -103,31 +162,20 @@ read_data(fl_stream *t, const char *data, Py_ssize_t n)
     return 0;
 }
 
+/* A stock StreamReaderProtocol: into its reader, where that is possible. */
 static int
-read_ready_data(fl_stream *t)
+read_ready_stock(fl_stream *t)
 {
-    char *buffer = fl_loop_recv_buffer(t->loop);
-    ssize_t n;
+    ssize_t n = -1;
+    int done = fl_streams_read(t, &n);
 
-    if (buffer == NULL) {
-        return fl_stream_fatal(t, "Fatal read error on socket transport");
+    if (done == 0) {
+        return read_ready_data(t);
     }
-    n = receive(t, buffer, FL_RECV_BUFFER_SIZE);
-    if (n < 0) {
-        return receive_failed(t);
+    if (done < 0) {
+        return fl_stream_fatal(t, "Fatal error: protocol.data_received() call failed.");
     }
-    if (n == 0) {
-        return on_eof(t);
-    }
-    if (t->stock) {
-        int fed = fl_streams_feed(t, buffer, n);
-        if (fed != 0) {
-            return fed > 0 ? 0
-                           : fl_stream_fatal(t, "Fatal error: protocol.data_received() "
-                                                "call failed.");
-        }
-    }
-    return read_data(t, buffer, n);
+    return n > 0 ? 0 : received_nothing(t, n);
 }
 
 /* The buffer that protocol.get_buffer() gives, which may be anything. */
@@ -199,7 +247,7 @@ read_ready_buffer(fl_stream *t)
         PyBuffer_Release(&view);
         return 0;
     }
-    n = receive(t, view.buf, (size_t)view.len);
+    n = fl_stream_receive(t, view.buf, (size_t)view.len);
     error = errno;
     PyBuffer_Release(&view);
     if (t->loop == NULL) {
@@ -222,7 +270,9 @@ may_read(const fl_stream *t)
 static int
 read_ready(fl_stream *t)
 {
-    int status = t->buffered ? read_ready_buffer(t) : read_ready_data(t);
+    int status = t->buffered ? read_ready_buffer(t)
+                 : t->stock  ? read_ready_stock(t)
+                             : read_ready_data(t);
 
     if (status == 0 && may_read(t)) {
         status = fl_watch_queue(t->loop, &t->watch, FL_READ);

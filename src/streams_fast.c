@@ -9,6 +9,8 @@
  */
 #include "stream.h"
 
+#include <errno.h>
+
 /* object.<name> is the method that its class had when asyncio was imported. */
 static bool
 is_stock_method(PyObject *object, PyObject *name, PyObject *function)
@@ -42,8 +44,8 @@ dereference(PyObject *weakref)
 #endif
 }
 
-/* protocol._stream_reader: 1 and an owned reader, 0 if there is none any more (the
- * data is dropped), -1 if this protocol is not for us. */
+/* protocol._stream_reader: 1 and an owned reader, 0 if there is none any more, -1
+ * if this protocol is not for us. */
 static int
 stream_reader(fl_stream_state *ss, PyObject *protocol, PyObject **reader)
 {
@@ -65,32 +67,61 @@ stream_reader(fl_stream_state *ss, PyObject *protocol, PyObject **reader)
     return found;
 }
 
-/* reader._buffer.extend(data): 1, 0 if the reader is not for us, -1 on error. */
-static int
-append(fl_stream_state *ss, PyObject *reader, const char *data, Py_ssize_t n,
-       Py_ssize_t *total)
+/* The reader's bytearray, owned; NULL if the reader is not for us. */
+static PyObject *
+open_buffer(fl_stream_state *ss, PyObject *reader)
 {
     PyObject *eof = PyObject_GetAttr(reader, ss->str__eof);
     PyObject *buffer = PyObject_GetAttr(reader, ss->str__buffer);
-    int done = 0;
 
     if (eof == NULL || buffer == NULL) {
         PyErr_Clear();
     }
-    else if (eof == Py_False && PyByteArray_CheckExact(buffer)) {
-        Py_ssize_t old = PyByteArray_GET_SIZE(buffer);
-        if (PyByteArray_Resize(buffer, old + n) < 0) {
-            done = -1;
-        }
-        else {
-            memcpy(PyByteArray_AS_STRING(buffer) + old, data, (size_t)n);
-            *total = old + n;
-            done = 1;
-        }
+    if (eof != Py_False || buffer == NULL || !PyByteArray_CheckExact(buffer)) {
+        Py_CLEAR(buffer);
     }
     Py_XDECREF(eof);
-    Py_XDECREF(buffer);
-    return done;
+    return buffer;
+}
+
+/* recv() behind what the bytearray holds, without a copy. */
+static int
+receive_in_place(fl_stream *t, PyObject *buffer, size_t room, ssize_t *n)
+{
+    Py_ssize_t old = PyByteArray_GET_SIZE(buffer);
+    int error;
+
+    if (PyByteArray_Resize(buffer, old + (Py_ssize_t)room) < 0) {
+        PyErr_Clear(); /* somebody has a view of it: feed_data() will say so */
+        return 0;
+    }
+    *n = fl_stream_receive(t, PyByteArray_AS_STRING(buffer) + old, room);
+    error = errno;
+    if (PyByteArray_Resize(buffer, old + (*n > 0 ? *n : 0)) < 0) {
+        return -1;
+    }
+    errno = error;
+    return 1;
+}
+
+/* recv(), then append: an idle reader needs no room of its own. */
+static int
+receive_and_append(fl_stream *t, PyObject *buffer, ssize_t *n)
+{
+    Py_ssize_t old = PyByteArray_GET_SIZE(buffer);
+    char *data = fl_loop_recv_buffer(t->loop);
+
+    if (data == NULL) {
+        return -1;
+    }
+    *n = fl_stream_receive(t, data, FL_RECV_BUFFER_SIZE);
+    if (*n > 0) {
+        if (PyByteArray_Resize(buffer, old + *n) < 0) {
+            return -1;
+        }
+        memcpy(PyByteArray_AS_STRING(buffer) + old, data, (size_t)*n);
+    }
+    return 1;
 }
 
 /* waiter.set_result(None) unless it is cancelled */
@@ -221,31 +252,48 @@ done:
     return status;
 }
 
+/* StreamReader.feed_data() of what is received. */
+static int
+read_into(fl_stream *t, PyObject *reader, ssize_t *n)
+{
+    fl_stream_state *ss = t->st->stream;
+    PyObject *buffer = open_buffer(ss, reader);
+    size_t room = fl_stream_expected(t);
+    int error, done;
+
+    if (buffer == NULL) {
+        return 0;
+    }
+    done = room > 0 ? receive_in_place(t, buffer, room, n)
+                    : receive_and_append(t, buffer, n);
+    error = errno;
+    if (done > 0 && *n > 0 &&
+        (wake_waiter(t, reader) < 0 ||
+         maybe_pause(t, reader, PyByteArray_GET_SIZE(buffer)) < 0)) {
+        done = -1;
+    }
+    Py_DECREF(buffer);
+    errno = error;
+    return done;
+}
+
 int
-fl_streams_feed(fl_stream *t, const char *data, Py_ssize_t n)
+fl_streams_read(fl_stream *t, ssize_t *n)
 {
     fl_stream_state *ss = t->st->stream;
     PyObject *reader = NULL;
-    Py_ssize_t total = 0;
-    int status;
+    int done = 0, error;
 
-    if (!is_stock_method(t->protocol, ss->str_data_received, ss->data_received)) {
+    if (!is_stock_method(t->protocol, ss->str_data_received, ss->data_received) ||
+        stream_reader(ss, t->protocol, &reader) <= 0) {
         return 0;
     }
-    status = stream_reader(ss, t->protocol, &reader);
-    if (status <= 0) {
-        return status < 0 ? 0 : 1;
+    if (Py_IS_TYPE(reader, ss->StreamReader) &&
+        is_stock_method(reader, ss->str_feed_data, ss->feed_data)) {
+        done = read_into(t, reader, n);
     }
-    if (!Py_IS_TYPE(reader, ss->StreamReader) ||
-        !is_stock_method(reader, ss->str_feed_data, ss->feed_data)) {
-        Py_DECREF(reader);
-        return 0;
-    }
-    status = append(ss, reader, data, n, &total);
-    if (status > 0 &&
-        (wake_waiter(t, reader) < 0 || maybe_pause(t, reader, total) < 0)) {
-        status = -1;
-    }
+    error = errno;
     Py_DECREF(reader);
-    return status;
+    errno = error;
+    return done;
 }
