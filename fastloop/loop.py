@@ -14,6 +14,7 @@ import weakref
 from asyncio import events
 
 from . import _core
+from ._datagram import DatagramMixin
 from ._process import ProcessMixin
 from ._transports import TransportMixin
 
@@ -50,7 +51,7 @@ class _Engine:
         return selectors.SelectorKey(fileobj, fd, wanted, (reader, writer))
 
 
-class Loop(_core.Loop, ProcessMixin, TransportMixin, _AsyncioLoop):
+class Loop(_core.Loop, ProcessMixin, DatagramMixin, TransportMixin, _AsyncioLoop):
     """An asyncio event loop whose engine is written in C.
 
     It does all that asyncio.SelectorEventLoop does, with the same signatures, errors and order

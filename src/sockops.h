@@ -65,7 +65,9 @@ typedef struct fl_sock_state {
 #define FL_SOCK_NAMES(X)                                                                 \
     X(recv) X(recv_into) X(recvfrom) X(recvfrom_into) X(send) X(sendto) X(connect)       \
     X(accept) X(fileno) X(gettimeout) X(setblocking) X(getsockopt) X(family) X(type)     \
-    X(proto) X(close) X(throw) X(_ensure_fd_no_transport) X(_ensure_resolved)
+    X(proto) X(close) X(throw) X(_ensure_fd_no_transport) X(_ensure_resolved)            \
+    X(datagram_received) X(error_received) X(_protocol) X(_conn_lost) X(max_size)        \
+    X(_sendto_slowly)
 #define FL_SOCK_NAME_FIELD(name) PyObject *str_##name;
     FL_SOCK_NAMES(FL_SOCK_NAME_FIELD)
 #undef FL_SOCK_NAME_FIELD
@@ -113,5 +115,9 @@ int fl_sockwait_begin(fl_sockop *op);
 void fl_sockwait_end(fl_sockop *op);
 
 int fl_sockwait_init(PyObject *module, fl_state *st);
+
+/* udp.c */
+
+int fl_udp_init(PyObject *module, fl_state *st);
 
 #endif

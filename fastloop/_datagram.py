@@ -1,0 +1,46 @@
+"""Datagram transports: asyncio's own, with receiving and sending done in C."""
+
+import socket
+from asyncio import selector_events, transports
+
+from . import _core
+
+# Families whose addresses the C code knows.
+_FAMILIES = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
+
+
+class DatagramTransport(
+    selector_events._SelectorDatagramTransport, transports.DatagramTransport
+):
+    """A datagram endpoint; made by loop.create_datagram_endpoint().
+
+    An asyncio.DatagramTransport that behaves as asyncio's own.
+    """
+
+    def __init__(self, loop, sock, *args, **kwargs):
+        super().__init__(loop, sock, *args, **kwargs)
+        self._datagrams = _core.Datagrams(loop, self, sock)
+        self.sendto = self._datagrams.sendto  # no Python frame per datagram
+
+    # What sendto() falls back to.
+    _sendto_slowly = selector_events._SelectorDatagramTransport.sendto
+
+    def _add_reader(self, fd, callback, *args):
+        super()._add_reader(fd, self._datagrams.receive)
+
+    def _call_connection_lost(self, exc):
+        try:
+            super()._call_connection_lost(exc)
+        finally:
+            self._datagrams.forget()
+            self.__dict__.pop("sendto", None)
+
+
+class DatagramMixin:
+    """loop.create_datagram_endpoint() with DatagramTransport."""
+
+    def _make_datagram_transport(self, sock, protocol, *args, **kwargs):
+        if type(sock) is not socket.socket or sock.family not in _FAMILIES:
+            return super()._make_datagram_transport(sock, protocol, *args, **kwargs)
+        self._ensure_fd_no_transport(sock)
+        return DatagramTransport(self, sock, protocol, *args, **kwargs)
