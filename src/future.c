@@ -705,6 +705,11 @@ loop_is_debug(fl_state *st, PyObject *loop)
 int
 fl_future_setup(fl_future *f, fl_state *st, PyObject *loop)
 {
+    if (f->loop != NULL && Py_Version >= 0x030f0000) { /* earlier, asyncio begins again */
+        PyErr_Format(PyExc_RuntimeError, "%s object is already initialized",
+                     Py_TYPE(f)->tp_name);
+        return -1;
+    }
     fl_future_clear(f);
     f->st = st;
     f->state = FL_PENDING;

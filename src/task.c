@@ -673,6 +673,12 @@ task_setup(fl_task *t, PyObject *coro, PyObject *name, PyObject *context, int ea
         }
         return -1;
     }
+    if (context != NULL && context != Py_None && !PyContext_CheckExact(context) &&
+        Py_Version >= 0x030f0000) { /* gh-157301; earlier, the first step fails */
+        PyErr_Format(PyExc_TypeError, "a contextvars.Context was expected, got %s",
+                     Py_TYPE(context)->tp_name);
+        return -1;
+    }
     PyObject *own_context = context == NULL || context == Py_None ? PyContext_CopyCurrent()
                                                                   : Py_NewRef(context);
     if (own_context == NULL) {

@@ -19,13 +19,14 @@ import collections
 import importlib
 import json
 import os
+import signal
 import sys
 import time
 import traceback
 import unittest
 
 # In these modules the loop's own Task and Future stand in for the C classes of asyncio.
-TYPED_MODULES = {"test_tasks", "test_futures", "test_futures2", "test_eager_task_factory", "test_graph"}
+TYPED_MODULES = {"test_tasks", "test_futures", "test_futures2", "test_eager_task_factory"}
 
 # Tests of test_base_events that put mocks into asyncio's own `_run_once`, `_ready` and selector; `+real` leaves them out.
 DRIVEN_BY_MOCKS = {
@@ -351,6 +352,8 @@ def all_tests(suite):
 
 
 def main(loop, module_name, events_path, only_path=None):
+    # A shell starts what it runs in the background with SIGINT ignored, and tests of Ctrl-C would wait for ever.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     events = Events(events_path)
     base_name, _, variant = module_name.partition("+")
     subject = Subject(loop)
@@ -369,7 +372,7 @@ def main(loop, module_name, events_path, only_path=None):
     if variant:
         use_real_loop(module)
     typed = subject.check_module(module)
-    if base_name in TYPED_MODULES and base_name != "test_futures" and base_name != "test_graph" and not typed:
+    if base_name in TYPED_MODULES and base_name != "test_futures" and not typed:
         raise AssertionError(f"no class of {module_name} has a Task or Future to replace")
     tests = list(all_tests(unittest.defaultTestLoader.loadTestsFromModule(module)))
     events.send("tests", ids=[test.id() for test in tests])
