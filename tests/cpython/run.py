@@ -25,7 +25,7 @@ import time
 HERE = pathlib.Path(__file__).resolve().parent
 PREFIX = "test.test_asyncio."
 TEST_SECONDS = 60  # without a test ending; the slowest take five on an idle machine
-LISTED_SECONDS = 15  # the same for tests of expected.txt, some of which hang
+LISTED_SECONDS = 5  # the same for tests of expected.txt, some of which hang
 EXIT_SECONDS = 30
 
 CORE = """test_tasks test_tasks+real test_futures test_futures+real test_futures2 test_eager_task_factory test_locks
