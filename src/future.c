@@ -514,12 +514,6 @@ PyMethodDef fl_future_methods[] = {
 /* --- attributes that asyncio's Python code, debuggers and frameworks read --- */
 
 static PyObject *
-none_or(PyObject *object)
-{
-    return Py_NewRef(object == NULL ? Py_None : object);
-}
-
-static PyObject *
 get_state(PyObject *self, void *Py_UNUSED(closure))
 {
     static const char *const names[] = {"PENDING", "CANCELLED", "FINISHED"};
@@ -539,11 +533,7 @@ set_blocking(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
     if (future_check_alive(as_future(self)) < 0) {
         return -1;
     }
-    if (value == NULL) {
-        PyErr_SetString(PyExc_AttributeError, "cannot delete attribute");
-        return -1;
-    }
-    int truth = PyObject_IsTrue(value);
+    int truth = fl_attribute_truth(value);
     if (truth < 0) {
         return -1;
     }
@@ -554,7 +544,7 @@ set_blocking(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
 static PyObject *
 get_loop_attr(PyObject *self, void *Py_UNUSED(closure))
 {
-    return none_or(as_future(self)->loop);
+    return fl_none_or(as_future(self)->loop);
 }
 
 /* (callback, context); for a Task that awaits us, what asyncio would show. */
@@ -614,13 +604,13 @@ fail:
 static PyObject *
 get_result_attr(PyObject *self, void *Py_UNUSED(closure))
 {
-    return none_or(as_future(self)->result);
+    return fl_none_or(as_future(self)->result);
 }
 
 static PyObject *
 get_exception_attr(PyObject *self, void *Py_UNUSED(closure))
 {
-    return none_or(as_future(self)->exception);
+    return fl_none_or(as_future(self)->exception);
 }
 
 static PyObject *
@@ -632,11 +622,7 @@ get_log_traceback(PyObject *self, void *Py_UNUSED(closure))
 static int
 set_log_traceback(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
 {
-    if (value == NULL) {
-        PyErr_SetString(PyExc_AttributeError, "cannot delete attribute");
-        return -1;
-    }
-    int truth = PyObject_IsTrue(value);
+    int truth = fl_attribute_truth(value);
     if (truth < 0) {
         return -1;
     }
@@ -651,13 +637,13 @@ set_log_traceback(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
 static PyObject *
 get_source_traceback(PyObject *self, void *Py_UNUSED(closure))
 {
-    return none_or(as_future(self)->source_traceback);
+    return fl_none_or(as_future(self)->source_traceback);
 }
 
 static PyObject *
 get_cancel_message(PyObject *self, void *Py_UNUSED(closure))
 {
-    return none_or(as_future(self)->cancel_message);
+    return fl_none_or(as_future(self)->cancel_message);
 }
 
 static int

@@ -438,21 +438,15 @@ timer_when(PyObject *self, PyObject *Py_UNUSED(ignored))
 }
 
 static PyObject *
-none_or(PyObject *object)
-{
-    return Py_NewRef(object == NULL ? Py_None : object);
-}
-
-static PyObject *
 handle_get_loop(PyObject *self, void *Py_UNUSED(closure))
 {
-    return none_or(as_handle(self)->loop);
+    return fl_none_or(as_handle(self)->loop);
 }
 
 static PyObject *
 handle_get_callback(PyObject *self, void *Py_UNUSED(closure))
 {
-    return none_or(as_handle(self)->callback);
+    return fl_none_or(as_handle(self)->callback);
 }
 
 static PyObject *
@@ -474,13 +468,13 @@ handle_get_cancelled(PyObject *self, void *Py_UNUSED(closure))
 static PyObject *
 handle_get_repr(PyObject *self, void *Py_UNUSED(closure))
 {
-    return none_or(as_handle(self)->repr);
+    return fl_none_or(as_handle(self)->repr);
 }
 
 static PyObject *
 handle_get_source_traceback(PyObject *self, void *Py_UNUSED(closure))
 {
-    return none_or(as_handle(self)->source_traceback);
+    return fl_none_or(as_handle(self)->source_traceback);
 }
 
 static int

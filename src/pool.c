@@ -58,31 +58,12 @@ work_dealloc(PyObject *self)
     Py_DECREF(type);
 }
 
-/* The exception that is set, taken and with its traceback. */
-static PyObject *
-take_exception(void)
-{
-#if PY_VERSION_HEX >= 0x030c0000
-    return PyErr_GetRaisedException();
-#else
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    PyErr_NormalizeException(&type, &value, &traceback);
-    if (traceback != NULL) {
-        PyException_SetTraceback(value, traceback);
-    }
-    Py_XDECREF(type);
-    Py_XDECREF(traceback);
-    return value;
-#endif
-}
-
 /* Log the exception that is set, as concurrent.futures does with one that is
  * not the called function's. */
 static void
 log_worker_exception(fl_state *st)
 {
-    PyObject *exception = take_exception();
+    PyObject *exception = fl_take_raised();
     PyObject *critical = PyObject_GetAttr(st->executor_logger, st->str_critical);
     PyObject *args = Py_BuildValue("(s)", "Exception in worker");
     PyObject *kwargs = Py_BuildValue("{s:O}", "exc_info", exception);
@@ -207,7 +188,7 @@ work_call(fl_work *work)
     size_t nargsf = (size_t)(Py_SIZE(work) - 1) | PY_VECTORCALL_ARGUMENTS_OFFSET;
     work->result = PyObject_VectorcallDict(work->func, work->args + 1, nargsf, work->kwargs);
     if (work->result == NULL) {
-        work->exception = take_exception();
+        work->exception = fl_take_raised();
     }
     work_drop_call(work);
 }

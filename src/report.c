@@ -53,6 +53,24 @@ fl_report_from_finalizer(PyObject *self, PyObject *loop, const char *message,
     PyErr_Restore(type, value, tb);
 }
 
+PyObject *
+fl_take_raised(void)
+{
+#if PY_VERSION_HEX >= 0x030c0000
+    return PyErr_GetRaisedException();
+#else
+    PyObject *type, *value, *tb;
+    PyErr_Fetch(&type, &value, &tb);
+    PyErr_NormalizeException(&type, &value, &tb);
+    if (tb != NULL) {
+        PyException_SetTraceback(value, tb);
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(tb);
+    return value;
+#endif
+}
+
 int
 fl_report_raised(PyObject *loop, const char *message, ...)
 {
@@ -60,18 +78,11 @@ fl_report_raised(PyObject *loop, const char *message, ...)
         PyErr_ExceptionMatches(PyExc_SystemExit)) {
         return -1;
     }
-    PyObject *type, *value, *tb;
-    PyErr_Fetch(&type, &value, &tb);
-    PyErr_NormalizeException(&type, &value, &tb);
-    if (tb != NULL) {
-        PyException_SetTraceback(value, tb);
-    }
+    PyObject *exception = fl_take_raised();
     va_list pairs;
     va_start(pairs, message);
-    int rc = report(loop, message, value, pairs);
+    int rc = report(loop, message, exception, pairs);
     va_end(pairs);
-    Py_XDECREF(type);
-    Py_XDECREF(value);
-    Py_XDECREF(tb);
+    Py_DECREF(exception);
     return rc;
 }

@@ -16,6 +16,9 @@ void fl_report_from_finalizer(PyObject *self, PyObject *loop, const char *messag
                               PyObject *exception, PyObject *source_traceback,
                               const char *key);
 
+/* The exception that is set, as an instance with its traceback; it is cleared. */
+PyObject *fl_take_raised(void);
+
 /* Report the exception that is set, and clear it; but KeyboardInterrupt and
  * SystemExit stay set, for run_forever to let out: -1. */
 int fl_report_raised(PyObject *loop, const char *message, ...);

@@ -167,6 +167,25 @@ fl_dealloc_base(PyObject *self, PyTypeObject *base)
 #endif
 }
 
+/* A new reference to what an attribute shows for `object`. */
+static inline PyObject *
+fl_none_or(PyObject *object)
+{
+    return Py_NewRef(object == NULL ? Py_None : object);
+}
+
+/* The truth of what an attribute is set to; -1 with an exception set, as when it
+ * is deleted (NULL). */
+static inline int
+fl_attribute_truth(PyObject *value)
+{
+    if (value == NULL) {
+        PyErr_SetString(PyExc_AttributeError, "cannot delete attribute");
+        return -1;
+    }
+    return PyObject_IsTrue(value);
+}
+
 static inline bool
 fl_is_finalizing(void)
 {

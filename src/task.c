@@ -115,28 +115,13 @@ task_step_soon(fl_task *t, PyObject *exc)
     return handle == NULL ? -1 : 0;
 }
 
-/* An instance of the exception that is set, which is cleared. */
-static PyObject *
-take_raised(void)
-{
-    PyObject *type, *value, *tb;
-    PyErr_Fetch(&type, &value, &tb);
-    PyErr_NormalizeException(&type, &value, &tb);
-    if (tb != NULL) {
-        PyException_SetTraceback(value, tb);
-    }
-    Py_XDECREF(type);
-    Py_XDECREF(tb);
-    return value;
-}
-
 /* The coroutine yielded something it must not: its next step throws a
  * RuntimeError; `format` takes the objects a and b (%R). */
 static int
 task_throw_soon(fl_task *t, const char *format, PyObject *a, PyObject *b)
 {
     PyErr_Format(PyExc_RuntimeError, format, a, b);
-    PyObject *exc = take_raised();
+    PyObject *exc = fl_take_raised();
     int rc = task_step_soon(t, exc);
     Py_DECREF(exc);
     return rc;
@@ -323,10 +308,10 @@ task_end_raised(fl_task *t)
 {
     fl_future *f = &t->fut;
     if (PyErr_ExceptionMatches(f->st->CancelledError)) {
-        Py_XSETREF(f->cancelled_exc, take_raised());
+        Py_XSETREF(f->cancelled_exc, fl_take_raised());
         return fl_future_cancel(f, f->cancel_message) < 0 ? -1 : 0;
     }
-    PyObject *exc = take_raised();
+    PyObject *exc = fl_take_raised();
     int rc = fl_future_set_exception(f, exc);
     if (rc == 0 && (PyErr_GivenExceptionMatches(exc, PyExc_KeyboardInterrupt) ||
                     PyErr_GivenExceptionMatches(exc, PyExc_SystemExit))) {
@@ -359,7 +344,7 @@ coro_throw(fl_state *st, PyObject *coro, PyObject *exc, PyObject **result)
         return PYGEN_NEXT;
     }
     if (PyErr_ExceptionMatches(PyExc_StopIteration)) {
-        PyObject *stop = take_raised();
+        PyObject *stop = fl_take_raised();
         *result = PyObject_GetAttrString(stop, "value");
         Py_DECREF(stop);
         return *result == NULL ? PYGEN_ERROR : PYGEN_RETURN;
@@ -444,7 +429,7 @@ waiter_exc(fl_future *f)
     }
     PyObject *result = fl_future_get_result(f);
     Py_XDECREF(result);
-    return take_raised();
+    return fl_take_raised();
 }
 
 int
@@ -543,7 +528,7 @@ task_wakeup_call(PyObject *self, PyObject *future)
     else {
         PyObject *result = PyObject_CallMethod(future, "result", NULL);
         if (result == NULL) {
-            exc = take_raised();
+            exc = fl_take_raised();
         }
         Py_XDECREF(result);
     }
@@ -982,11 +967,7 @@ get_log_destroy_pending(PyObject *self, void *Py_UNUSED(closure))
 static int
 set_log_destroy_pending(PyObject *self, PyObject *value, void *Py_UNUSED(closure))
 {
-    if (value == NULL) {
-        PyErr_SetString(PyExc_AttributeError, "cannot delete attribute");
-        return -1;
-    }
-    int truth = PyObject_IsTrue(value);
+    int truth = fl_attribute_truth(value);
     if (truth < 0) {
         return -1;
     }
