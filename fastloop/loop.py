@@ -15,7 +15,9 @@ from asyncio import events
 
 from . import _core
 from ._datagram import DatagramMixin
+from ._pipes import PipeMixin
 from ._process import ProcessMixin
+from ._signals import SignalMixin
 from ._transports import TransportMixin
 
 
@@ -51,7 +53,15 @@ class _Engine:
         return selectors.SelectorKey(fileobj, fd, wanted, (reader, writer))
 
 
-class Loop(_core.Loop, ProcessMixin, DatagramMixin, TransportMixin, _AsyncioLoop):
+class Loop(
+    _core.Loop,
+    ProcessMixin,
+    PipeMixin,
+    DatagramMixin,
+    SignalMixin,
+    TransportMixin,
+    _AsyncioLoop,
+):
     """An asyncio event loop whose engine is written in C.
 
     It does all that asyncio.SelectorEventLoop does, with the same signatures, errors and order
@@ -95,27 +105,6 @@ class Loop(_core.Loop, ProcessMixin, DatagramMixin, TransportMixin, _AsyncioLoop
         """
         super().close()
         self._close_engine()
-
-    # Signals come through a socket pair, as in asyncio; it is made when first needed.
-
-    def _make_self_pipe(self):
-        self._ssock = self._csock = None
-        self._internal_fds += 1  # the engine's own
-
-    def _close_self_pipe(self):
-        self._internal_fds -= 1
-        if self._ssock is not None:
-            super()._close_self_pipe()
-
-    def add_signal_handler(self, sig, callback, *args):
-        """Call callback(*args) in the loop when signal number `sig` arrives.
-
-        Raises TypeError for a coroutine function, ValueError for an invalid number, and
-        RuntimeError for one that cannot be caught or outside the main thread; see asyncio.
-        """
-        if self._ssock is None and not self._closed:
-            super()._make_self_pipe()
-        super().add_signal_handler(sig, callback, *args)
 
 
 Loop._bind_methods()

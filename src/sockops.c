@@ -756,7 +756,10 @@ fl_sock_init(PyObject *module, fl_state *st)
     if (ss->SockOpType == NULL || register_as_coroutine(ss) < 0) {
         return -1;
     }
-    return fl_udp_init(module, st) < 0 ? -1 : fl_add_methods(st->LoopType, loop_methods);
+    if (fl_udp_init(module, st) < 0 || fl_pipe_init(st) < 0) {
+        return -1;
+    }
+    return fl_add_methods(st->LoopType, loop_methods);
 }
 
 int

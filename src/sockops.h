@@ -120,4 +120,8 @@ int fl_sockwait_init(PyObject *module, fl_state *st);
 
 int fl_udp_init(PyObject *module, fl_state *st);
 
+/* pipe.c */
+
+int fl_pipe_init(fl_state *st);
+
 #endif
