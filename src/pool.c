@@ -491,8 +491,11 @@ fl_pool_submit(fl_pool *pool, PyObject *executor, PyObject *future, bool for_loo
     pool_wake_if_needed(pool);
     int rc = pool_grow(pool, executor);
     if (rc < 0 && work->begun) {
-        PyErr_Clear();
-        rc = 0;
+        /* Another worker has taken it: that no thread could be had is no matter. */
+        if (PyErr_ExceptionMatches(PyExc_RuntimeError)) {
+            PyErr_Clear();
+            rc = 0;
+        }
     }
     else if (rc < 0) {
         /* The caller is told that it failed, so it must not run later. */

@@ -777,6 +777,23 @@ def test_no_thread_to_be_had():
     assert "never" not in out
 
 
+def test_an_interrupt_while_a_thread_is_started(monkeypatch):
+    """It comes out, and the pool works on."""
+    start = threading.Thread.start
+
+    def interrupted(self):
+        start(self)
+        raise KeyboardInterrupt
+
+    with fastloop.ThreadPoolExecutor(2) as pool:
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool.submit(int)
+        monkeypatch.undo()
+        for n in range(20):
+            assert pool.submit(abs, -n).result(30) == n
+
+
 # --- exit of the interpreter ---
 
 
