@@ -14,6 +14,7 @@ import weakref
 from asyncio import events
 
 from . import _core
+from ._connect import ConnectMixin
 from ._datagram import DatagramMixin
 from ._pipes import PipeMixin
 from ._process import ProcessMixin
@@ -59,6 +60,7 @@ class Loop(
     PipeMixin,
     DatagramMixin,
     SignalMixin,
+    ConnectMixin,
     TransportMixin,
     _AsyncioLoop,
 ):

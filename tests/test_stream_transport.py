@@ -9,6 +9,7 @@ import contextvars
 import gc
 import hashlib
 import logging
+import os
 import random
 import resource
 import socket
@@ -1419,5 +1420,103 @@ def test_server_aborts_its_clients(run):
         await server.wait_closed()
         assert await reader.read() == b""
         writer.close()
+
+    run(scenario)
+
+
+# --- create_connection() to a literal address ------------------------------------
+
+
+@pytest.mark.parametrize(
+    "host, port",
+    [
+        ("127.0.0.1", None),  # None: a port that listens
+        ("::1", None),
+        ("127.0.0.1", 1),
+        ("127.0.0.1", -1),
+        ("127.0.0.1", 70_000),
+        ("127.0.0.1", "x"),
+        ("127.0.0.1", "0"),
+        ("127.0.0.1", True),
+        ("", 1),
+        ("\0", 1),
+        (b"127.0.0.1", 1),
+        ("::1%lo", 1),
+        ("255.255.255.255", 1),
+    ],
+)
+def test_connecting_to_a_literal_address(host, port):
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        server = None
+        if port is None:
+            server = await loop.create_server(Echo, host, 0)
+        try:
+            transport, protocol = await loop.create_connection(
+                Recorder, host, port if server is None else server.sockets[0].getsockname()[1]
+            )
+        except Exception as exc:
+            return type(exc), str(exc)
+        transport.write(b"hello")
+        echoed = await protocol.received(5)
+        peername = transport.get_extra_info("peername")
+        same_peer = peername == server.sockets[0].getsockname()
+        sock = transport.get_extra_info("socket")
+        seen = echoed, same_peer, sock.type, sock.proto, sock.gettimeout(), protocol.events
+        transport.close()
+        server.close()
+        return seen
+
+    same(scenario)
+
+
+@pytest.mark.parametrize("where", ["factory", "connection_made"])
+def test_connecting_with_a_protocol_that_fails(where):
+    async def scenario():
+        reports = collect_reports()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(Echo, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ResourceWarning)
+                if where == "factory":
+                    await loop.create_connection(raises(ZeroDivisionError("no")), *address)
+                else:
+                    transport, _ = await loop.create_connection(
+                        lambda: Recorder(made=raises(ZeroDivisionError("no"))), *address
+                    )
+                    transport.abort()
+                    return len(reports)
+        except Exception as exc:
+            return type(exc)
+        finally:
+            server.close()
+
+    same(scenario)
+
+
+def test_cancelled_create_connection(run):
+    """Cancelled in any turn, it leaves no socket behind."""
+
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(Echo, "127.0.0.1", 0)
+        address = server.sockets[0].getsockname()
+        before = len(os.listdir("/proc/self/fd"))
+        for after in range(8):
+            task = loop.create_task(loop.create_connection(Recorder, *address))
+            await turns(after)
+            task.cancel()
+            try:
+                transport, _ = await task
+                transport.abort()
+            except asyncio.CancelledError:
+                pass
+            del task
+        server.close()
+        await asyncio.sleep(0.05)
+        gc.collect()
+        assert len(os.listdir("/proc/self/fd")) <= before
 
     run(scenario)
