@@ -563,10 +563,18 @@ static int
 collect_item(fl_chunks *c, PyObject *item, Py_ssize_t index)
 {
     PyObject *owner;
+#if PY_VERSION_HEX >= 0x030E0000
+    int truth;
+#endif
 
     if (PyBytes_Check(item)) {
         owner = Py_NewRef(item);
     }
+#if PY_VERSION_HEX >= 0x030E0000
+    else if ((truth = PyObject_IsTrue(item)) <= 0) {
+        return truth; /* asyncio skips what is false before it looks at its type */
+    }
+#endif
     else if (!PyObject_CheckBuffer(item)) {
         const char *name = Py_TYPE(item)->tp_name;
 #if PY_VERSION_HEX >= 0x030C0000
