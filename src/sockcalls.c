@@ -450,11 +450,12 @@ connect_outcome(fl_sockop *op, PyObject **result)
     return 1;
 }
 
-static bool
-is_writable(int fd)
+/* What of POLLOUT, POLLERR and POLLHUP holds for the socket now. */
+static int
+poll_now(int fd)
 {
     struct pollfd p = {.fd = fd, .events = POLLOUT};
-    return poll(&p, 1, 0) == 1;
+    return poll(&p, 1, 0) == 1 ? p.revents : 0;
 }
 
 /* Whether the socket is non-blocking; -1 with an exception. */
@@ -506,7 +507,7 @@ static int
 call_connect(fl_sockop *op, PyObject **result)
 {
     if (op->started) {
-        return op->native && !is_writable(op->fd) ? 0 : connect_outcome(op, result);
+        return op->native && poll_now(op->fd) == 0 ? 0 : connect_outcome(op, result);
     }
     op->started = true;
     int rc = connect_once(op);
@@ -515,8 +516,10 @@ call_connect(fl_sockop *op, PyObject **result)
         *result = Py_NewRef(Py_None);
         return 1;
     }
-    /* On the same machine the connection is there already. */
-    return rc == 0 && op->native && is_writable(op->fd) ? connect_outcome(op, result) : rc;
+    /* On the same machine the connection is there already. A failure is left for
+     * the loop to tell, as asyncio does: it may be cancelled before. */
+    return rc == 0 && op->native && poll_now(op->fd) == POLLOUT ? connect_outcome(op, result)
+                                                                : rc;
 }
 
 /* --- accepting --- */
