@@ -25,7 +25,8 @@ def execute(loop, script, dev=False, **kwargs):
 
 def normalise(stderr):
     """stderr without what differs between two runs: times, addresses, slow-step reports of a loaded
-    machine, and traceback frames outside the examples (they are the loop's and the launcher's own)."""
+    machine, warnings about the interpreter's own modules, and traceback frames outside the examples (they
+    are the loop's and the launcher's own)."""
     stderr = re.sub(r"0x[0-9a-f]+", "0x", stderr)
     stderr = re.sub(r"took \d+\.\d+ seconds", "took some seconds", stderr)
     lines, foreign_frame = [], False
@@ -35,7 +36,8 @@ def normalise(stderr):
         elif not line.startswith("    "):
             foreign_frame = False
         slow_step = "Executing <" in line and "<Handle sleep(" not in line
-        if not foreign_frame and not slow_step:
+        interpreters_own = line.startswith("<frozen ")  # 3.15's linecache in a spawned process, for one
+        if not (foreign_frame or slow_step or interpreters_own):
             lines.append(line)
     return lines
 
