@@ -4,15 +4,13 @@
  * readable. Without TLS the protocol and its transport are made on the spot, in a
  * context of the connection's own; asyncio makes a task for that.
  */
+#include "addr.h"
 #include "report.h"
 #include "stream.h"
 
-#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 
 /* The arguments of asyncio's _accept_connection; borrowed. */
 typedef struct {
@@ -32,74 +30,20 @@ typedef struct {
     PyObject *extra; /* {'peername': address} */
 } connection;
 
-typedef union {
-    struct sockaddr any;
-    struct sockaddr_storage storage;
-} any_address;
-
-/* ---- addresses -------------------------------------------------------- */
-
-static PyObject *
-make_unix_address(const struct sockaddr_un *address, unsigned len)
-{
-    size_t start = offsetof(struct sockaddr_un, sun_path);
-    size_t n = len > start ? len - start : 0;
-
-    if (n > sizeof(address->sun_path)) {
-        n = sizeof(address->sun_path);
-    }
-#ifdef __linux__
-    if (n > 0 && address->sun_path[0] == 0) { /* abstract name */
-        return PyBytes_FromStringAndSize(address->sun_path, (Py_ssize_t)n);
-    }
-#endif
-    n = strnlen(address->sun_path, n);
-    return PyUnicode_DecodeFSDefaultAndSize(address->sun_path, (Py_ssize_t)n);
-}
-
-PyObject *
-fl_make_address(const struct sockaddr *address, unsigned len)
-{
-    char text[INET6_ADDRSTRLEN];
-
-    switch (address->sa_family) {
-    case AF_INET: {
-        const struct sockaddr_in *in = (const struct sockaddr_in *)address;
-        if (inet_ntop(AF_INET, &in->sin_addr, text, sizeof(text)) == NULL) {
-            return PyErr_SetFromErrno(PyExc_OSError);
-        }
-        return Py_BuildValue("si", text, (int)ntohs(in->sin_port));
-    }
-    case AF_INET6: {
-        const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)address;
-        if (inet_ntop(AF_INET6, &in6->sin6_addr, text, sizeof(text)) == NULL) {
-            return PyErr_SetFromErrno(PyExc_OSError);
-        }
-        return Py_BuildValue("siII", text, (int)ntohs(in6->sin6_port),
-                             (unsigned)ntohl(in6->sin6_flowinfo),
-                             (unsigned)in6->sin6_scope_id);
-    }
-    case AF_UNIX:
-        return make_unix_address((const struct sockaddr_un *)address, len);
-    default:
-        return NULL;
-    }
-}
-
 /* ---- one connection --------------------------------------------------- */
 
 /* accept(): a non-blocking, non-inherited fd, or -1 with errno. */
 static int
-accept_fd(int listening, any_address *address, socklen_t *len)
+accept_fd(int listening, fl_addr *address)
 {
     int fd;
 
     do {
-        *len = sizeof(*address);
+        address->len = sizeof(address->storage);
 #if defined(__linux__) || defined(__FreeBSD__) || defined(__OpenBSD__) || defined(__NetBSD__)
-        fd = accept4(listening, &address->any, len, SOCK_NONBLOCK | SOCK_CLOEXEC);
+        fd = accept4(listening, &address->sa, &address->len, SOCK_NONBLOCK | SOCK_CLOEXEC);
 #else
-        fd = accept(listening, &address->any, len);
+        fd = accept(listening, &address->sa, &address->len);
         if (fd >= 0 && (fcntl(fd, F_SETFD, FD_CLOEXEC) < 0 ||
                         fcntl(fd, F_SETFL, fcntl(fd, F_GETFL) | O_NONBLOCK) < 0)) {
             int error = errno;
@@ -167,10 +111,10 @@ static int
 accept_one(fl_loop *loop, const accept_args *a, int listening, connection *c, int *error)
 {
     fl_stream_state *ss = loop->st->stream;
-    any_address address;
-    socklen_t len;
+    fl_addr address;
     PyObject *peername;
-    int fd = accept_fd(listening, &address, &len);
+    bool known;
+    int fd = accept_fd(listening, &address);
 
     if (fd < 0) {
         *error = errno;
@@ -180,8 +124,8 @@ accept_one(fl_loop *loop, const accept_args *a, int listening, connection *c, in
     if (c->sock == NULL) {
         return -1;
     }
-    peername = fl_make_address(&address.any, len);
-    if (peername == NULL && !PyErr_Occurred()) {
+    peername = fl_addr_to_python(&address, &known);
+    if (!known) {
         peername = PyObject_CallMethodNoArgs(c->sock, ss->str_getpeername);
     }
     c->extra = peername == NULL ? NULL : PyDict_New();

@@ -1,4 +1,5 @@
 /* stream.c - SocketTransport: its birth and its end. */
+#include "addr.h"
 #include "report.h"
 #include "stream.h"
 
@@ -298,18 +299,15 @@ static int
 set_address(fl_stream *t, PyObject *key, PyObject *method, address_call call,
             int *family)
 {
-    union {
-        struct sockaddr any;
-        struct sockaddr_storage storage;
-    } address;
-    socklen_t len = sizeof(address);
+    fl_addr address = {.len = sizeof(address.storage)};
+    bool known;
     PyObject *value = NULL;
     int status;
 
-    if (call(t->fd, &address.any, &len) == 0) {
-        *family = address.any.sa_family;
-        value = fl_make_address(&address.any, len);
-        if (value == NULL && !PyErr_Occurred()) {
+    if (call(t->fd, &address.sa, &address.len) == 0) {
+        *family = address.sa.sa_family;
+        value = fl_addr_to_python(&address, &known);
+        if (!known) {
             value = PyObject_CallMethodNoArgs(t->sock, method);
         }
         if (value == NULL && PyErr_ExceptionMatches(PyExc_OSError)) {

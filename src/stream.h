@@ -87,7 +87,6 @@ typedef struct fl_stream_state {
     PyTypeObject *StreamReader;
     PyObject *data_received;      /* StreamReaderProtocol.data_received as imported */
     PyObject *feed_data;          /* StreamReader.feed_data as imported */
-    PyObject *wakeup_waiter;      /* StreamReader._wakeup_waiter as imported */
     PyObject *accept_retry_delay; /* asyncio.constants.ACCEPT_RETRY_DELAY */
 
 #define FL_STREAM_NAMES(X)                                                       \
@@ -96,12 +95,11 @@ typedef struct fl_stream_state {
     X(pause_reading) X(close) X(fileno) X(getsockname) X(getpeername)            \
     X(_attach) X(_detach) X(socket) X(sockname) X(peername) X(cancelled)         \
     X(set_result) X(set_exception) X(done) X(_stream_reader_wr) X(feed_data)     \
-    X(_wakeup_waiter) X(_buffer) X(_eof) X(_waiter) X(_transport) X(_paused)     \
-    X(_limit) X(_transports) X(is_closing) X(_call_connection_lost)              \
+    X(_buffer) X(_eof) X(_waiter) X(_transport) X(_paused) X(_limit)             \
+    X(_transports) X(is_closing) X(_call_connection_lost)                        \
     X(_make_socket_transport) X(_accept_connection) X(_accept_connection2)       \
-    X(_start_serving) X(_remove_reader) X(call_later) X(create_task) X(accept)   \
-    X(debug) X(warning) X(exc_info) X(family) X(type) X(proto)                   \
-    X(get) X(data)
+    X(_start_serving) X(call_later) X(create_task) X(debug) X(family) X(type)    \
+    X(proto) X(data)
 #define FL_STREAM_NAME_FIELD(name) PyObject *str_##name;
     FL_STREAM_NAMES(FL_STREAM_NAME_FIELD)
 #undef FL_STREAM_NAME_FIELD
@@ -241,10 +239,5 @@ fl_restore_exception(PyObject *exc)
 
 /* server.c */
 extern PyMethodDef fl_server_loop_methods[];
-
-/* The address of a connected socket as Python code knows it; NULL without an
- * exception for a family that only Python's socket module knows. */
-struct sockaddr;
-PyObject *fl_make_address(const struct sockaddr *address, unsigned len);
 
 #endif
