@@ -37,4 +37,5 @@ def main():
     runpy.run_path(args[0], run_name="__main__")
 
 
-main()
+if __name__ == "__main__":
+    main()

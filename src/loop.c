@@ -180,52 +180,100 @@ fl_loop_restore_current(fl_loop *loop, PyObject *task)
 
 /* --- call_soon and its kin --- */
 
-static int parse_context_slowly(const char *name, PyObject *const *args, Py_ssize_t nargs,
-                                PyObject *kwnames, Py_ssize_t required, PyObject **context);
+/* The arguments of one call; all borrowed. */
+typedef struct {
+    PyObject *const *args;
+    Py_ssize_t nargs;
+    PyObject *context; /* NULL: not given */
+    PyObject *named[2]; /* args, if not all that are required came by position */
+} call_args;
 
-/* Splits off the one keyword that all of them take. `*context` is borrowed. Two
- * arguments are required where the first is a delay, a time or an fd. */
-static inline int
-parse_context(const char *name, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
-              Py_ssize_t required, PyObject **context)
+static const char *const takes_callback[] = {"callback", NULL};
+static const char *const takes_delay[] = {"delay", "callback"};
+static const char *const takes_when[] = {"when", "callback"};
+static const char *const takes_fd[] = {"fd", "callback"};
+
+static int
+missing_arguments(const char *method, const call_args *c, const char *const *names)
 {
-    *context = NULL;
-    if (kwnames == NULL && nargs >= required) {
+    if (c->named[0] == NULL && names[1] != NULL && c->named[1] == NULL) {
+        PyErr_Format(PyExc_TypeError,
+                     "BaseEventLoop.%s() missing 2 required positional arguments: '%s' and '%s'",
+                     method, names[0], names[1]);
+    }
+    else {
+        PyErr_Format(PyExc_TypeError,
+                     "BaseEventLoop.%s() missing 1 required positional argument: '%s'", method,
+                     names[c->named[0] != NULL]);
+    }
+    return -1;
+}
+
+/* One keyword: context, or a required argument that did not come by position. */
+static int
+parse_keyword(const char *method, call_args *c, const char *const *names,
+              Py_ssize_t by_position, PyObject *key, PyObject *value)
+{
+    if (PyUnicode_CompareWithASCIIString(key, "context") == 0) {
+        c->context = value;
         return 0;
     }
-    return parse_context_slowly(name, args, nargs, kwnames, required, context);
+    for (int i = 0; i < 2 && names[i] != NULL; i++) {
+        if (PyUnicode_CompareWithASCIIString(key, names[i]) == 0) {
+            if (i < by_position) {
+                PyErr_Format(PyExc_TypeError,
+                             "BaseEventLoop.%s() got multiple values for argument '%s'", method,
+                             names[i]);
+                return -1;
+            }
+            c->named[i] = value;
+            return 0;
+        }
+    }
+    PyErr_Format(PyExc_TypeError, "BaseEventLoop.%s() got an unexpected keyword argument '%U'",
+                 method, key);
+    return -1;
 }
 
 static int
-parse_context_slowly(const char *name, PyObject *const *args, Py_ssize_t nargs,
-                     PyObject *kwnames, Py_ssize_t required, PyObject **context)
+parse_slowly(const char *method, call_args *c, const char *const *names, PyObject *kwnames)
 {
+    Py_ssize_t by_position = c->nargs, required = names[1] == NULL ? 1 : 2;
     Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
-    if (nargs < required) {
-        bool both = required - nargs == 2;
-        PyErr_Format(PyExc_TypeError, "%s() missing %zd required positional argument%s: %s'callback'",
-                     name, required - nargs, both ? "s" : "",
-                     !both                            ? ""
-                     : strcmp(name, "call_later") == 0 ? "'delay' and "
-                     : strcmp(name, "call_at") == 0    ? "'when' and "
-                                                       : "'fd' and ");
-        return -1;
+    PyObject *const *values = c->args + c->nargs;
+
+    if (by_position < required) {
+        for (Py_ssize_t i = 0; i < required; i++) {
+            c->named[i] = i < by_position ? c->args[i] : NULL;
+        }
+        c->args = c->named;
+        c->nargs = required;
     }
     for (Py_ssize_t i = 0; i < nkw; i++) {
-        PyObject *key = PyTuple_GET_ITEM(kwnames, i);
-        if (PyUnicode_CompareWithASCIIString(key, "context") != 0) {
-            PyErr_Format(PyExc_TypeError, "%s() got an unexpected keyword argument '%U'", name,
-                         key);
+        if (parse_keyword(method, c, names, by_position, PyTuple_GET_ITEM(kwnames, i),
+                          values[i]) < 0) {
             return -1;
         }
-        *context = args[nargs + i];
     }
-    if (*context != NULL && *context != Py_None && !PyContext_CheckExact(*context)) {
+    if (by_position < required &&
+        (c->named[0] == NULL || (required == 2 && c->named[1] == NULL))) {
+        return missing_arguments(method, c, names);
+    }
+    if (c->context != NULL && c->context != Py_None && !PyContext_CheckExact(c->context)) {
         PyErr_Format(PyExc_TypeError, "%s() context must be a contextvars.Context, not %.100s",
-                     name, Py_TYPE(*context)->tp_name);
+                     method, Py_TYPE(c->context)->tp_name);
         return -1;
     }
     return 0;
+}
+
+static inline int
+parse_call(const char *method, call_args *c, const char *const *names, PyObject *kwnames)
+{
+    if (kwnames == NULL && c->nargs >= (names[1] == NULL ? 1 : 2)) {
+        return 0;
+    }
+    return parse_slowly(method, c, names, kwnames);
 }
 
 /* Debug mode: asyncio's own _check_callback(callback, method). */
@@ -242,14 +290,14 @@ static PyObject *
 call_soon(fl_loop *loop, const char *name, PyObject *const *args, Py_ssize_t nargs,
           PyObject *kwnames)
 {
-    PyObject *context;
-    if (parse_context(name, args, nargs, kwnames, 1, &context) < 0) {
+    call_args c = {args, nargs, NULL, {NULL, NULL}};
+    if (parse_call(name, &c, takes_callback, kwnames) < 0) {
         return NULL;
     }
-    if (loop->debug && check_callback(loop, args[0], name) < 0) {
+    if (loop->debug && check_callback(loop, c.args[0], name) < 0) {
         return NULL;
     }
-    fl_handle *h = fl_handle_new(loop, args[0], args + 1, nargs - 1, context);
+    fl_handle *h = fl_handle_new(loop, c.args[0], c.args + 1, c.nargs - 1, c.context);
     if (h != NULL && fl_loop_push_handle(loop, h) < 0) {
         Py_CLEAR(h);
     }
@@ -257,7 +305,7 @@ call_soon(fl_loop *loop, const char *name, PyObject *const *args, Py_ssize_t nar
 }
 
 PyDoc_STRVAR(call_soon_doc,
-             "call_soon($self, callback, /, *args, context=None)\n--\n\n"
+             "call_soon($self, callback, *args, context=None)\n--\n\n"
              "Call callback(*args) in the next turn. Returns a Handle. RuntimeError if closed.");
 
 static PyObject *
@@ -270,7 +318,7 @@ loop_call_soon(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject
 }
 
 PyDoc_STRVAR(call_soon_threadsafe_doc,
-             "call_soon_threadsafe($self, callback, /, *args, context=None)\n--\n\n"
+             "call_soon_threadsafe($self, callback, *args, context=None)\n--\n\n"
              "call_soon() from any thread or signal handler.");
 
 static PyObject *
@@ -288,14 +336,13 @@ loop_call_soon_threadsafe(PyObject *self, PyObject *const *args, Py_ssize_t narg
 }
 
 static PyObject *
-schedule_timer(fl_loop *loop, const char *name, double when, PyObject *const *args,
-               Py_ssize_t nargs, PyObject *context)
+schedule_timer(fl_loop *loop, const char *name, double when, const call_args *c)
 {
     if (check_callable_now(loop) < 0 ||
-        (loop->debug && check_callback(loop, args[1], name) < 0)) {
+        (loop->debug && check_callback(loop, c->args[1], name) < 0)) {
         return NULL;
     }
-    fl_timer *t = fl_timer_new(loop, when, args[1], args + 2, nargs - 2, context);
+    fl_timer *t = fl_timer_new(loop, when, c->args[1], c->args + 2, c->nargs - 2, c->context);
     if (t != NULL && fl_timers_add(&loop->timers, t) < 0) {
         Py_CLEAR(t);
     }
@@ -315,48 +362,48 @@ to_seconds(PyObject *number, double *seconds)
 }
 
 PyDoc_STRVAR(call_later_doc,
-             "call_later($self, delay, callback, /, *args, context=None)\n--\n\n"
+             "call_later($self, delay, callback, *args, context=None)\n--\n\n"
              "Call callback(*args) after delay seconds. Returns a TimerHandle.");
 
 static PyObject *
 loop_call_later(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    PyObject *context;
+    call_args c = {args, nargs, NULL, {NULL, NULL}};
     double delay;
-    if (parse_context("call_later", args, nargs, kwnames, 2, &context) < 0) {
+    if (parse_call("call_later", &c, takes_delay, kwnames) < 0) {
         return NULL;
     }
-    if (args[0] == Py_None) {
+    if (c.args[0] == Py_None) {
         PyErr_SetString(PyExc_TypeError, "delay must not be None");
         return NULL;
     }
-    if (to_seconds(args[0], &delay) < 0) {
+    if (to_seconds(c.args[0], &delay) < 0) {
         return NULL;
     }
     double when = (double)fl_clock_ns() * 1e-9 + delay;
-    return schedule_timer(as_loop(self), "call_later", when, args, nargs, context);
+    return schedule_timer(as_loop(self), "call_later", when, &c);
 }
 
 PyDoc_STRVAR(call_at_doc,
-             "call_at($self, when, callback, /, *args, context=None)\n--\n\n"
+             "call_at($self, when, callback, *args, context=None)\n--\n\n"
              "Call callback(*args) at loop.time() == when (seconds). Returns a TimerHandle.");
 
 static PyObject *
 loop_call_at(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    PyObject *context;
+    call_args c = {args, nargs, NULL, {NULL, NULL}};
     double when;
-    if (parse_context("call_at", args, nargs, kwnames, 2, &context) < 0) {
+    if (parse_call("call_at", &c, takes_when, kwnames) < 0) {
         return NULL;
     }
-    if (args[0] == Py_None) {
+    if (c.args[0] == Py_None) {
         PyErr_SetString(PyExc_TypeError, "when cannot be None");
         return NULL;
     }
-    if (to_seconds(args[0], &when) < 0) {
+    if (to_seconds(c.args[0], &when) < 0) {
         return NULL;
     }
-    return schedule_timer(as_loop(self), "call_at", when, args, nargs, context);
+    return schedule_timer(as_loop(self), "call_at", when, &c);
 }
 
 PyDoc_STRVAR(time_doc, "time($self, /)\n--\n\nThe loop's clock, time.monotonic(), in seconds.");
@@ -395,8 +442,13 @@ create_task_by_factory(PyObject *self, PyObject *const *args, Py_ssize_t nargs,
 
 /* In debug mode a task's traceback ends in the caller of create_task(); made from
  * C it does so already. */
+#if PY_VERSION_HEX >= 0x030d0000
+#define CREATE_TASK_SIGNATURE "create_task($self, coro, *, name=None, context=None, eager_start=None)"
+#else
+#define CREATE_TASK_SIGNATURE "create_task($self, coro, *, name=None, context=None)"
+#endif
 PyDoc_STRVAR(create_task_doc,
-             "create_task($self, coro, /, *, name=None, context=None, eager_start=None)\n--\n\n"
+             CREATE_TASK_SIGNATURE "\n--\n\n"
              "A fastloop.Task that runs coro, or what the task factory makes of it.");
 
 static PyObject *
@@ -535,38 +587,46 @@ loop_stats(PyObject *self, PyObject *Py_UNUSED(ignored))
 
 /* --- add_reader and its kin --- */
 
+/* As selectors._fileobj_to_fd; and OverflowError, which the poller would raise, for
+ * a number that no fd can have. */
+static int
+number_to_fd(PyObject *number)
+{
+    int overflow;
+    long fd = PyLong_AsLongAndOverflow(number, &overflow);
+    if (overflow < 0 || (overflow == 0 && fd < 0)) {
+        PyErr_Format(PyExc_ValueError, "Invalid file descriptor: %S", number);
+        return -1;
+    }
+    if (overflow > 0 || fd > INT32_MAX) {
+        PyErr_SetString(PyExc_OverflowError, "Python int too large to convert to C int");
+        return -1;
+    }
+    return (int)fd;
+}
+
 /* A file descriptor, or an object with fileno(); -1 with asyncio's errors. */
 static int
 to_fd(PyObject *object)
 {
-    long fd;
     if (PyLong_Check(object)) {
-        fd = PyLong_AsLong(object);
+        return number_to_fd(object);
     }
-    else {
-        PyObject *fileno = PyObject_CallMethod(object, "fileno", NULL);
-        PyObject *number = fileno == NULL ? NULL : PyNumber_Long(fileno);
-        Py_XDECREF(fileno);
-        if (number == NULL) {
-            if (PyErr_ExceptionMatches(PyExc_AttributeError) ||
-                PyErr_ExceptionMatches(PyExc_TypeError) ||
-                PyErr_ExceptionMatches(PyExc_ValueError)) {
-                PyErr_Clear();
-                PyErr_Format(PyExc_ValueError, "Invalid file object: %R", object);
-            }
-            return -1;
+    PyObject *fileno = PyObject_CallMethod(object, "fileno", NULL);
+    PyObject *number = fileno == NULL ? NULL : PyNumber_Long(fileno);
+    Py_XDECREF(fileno);
+    if (number == NULL) {
+        if (PyErr_ExceptionMatches(PyExc_AttributeError) ||
+            PyErr_ExceptionMatches(PyExc_TypeError) ||
+            PyErr_ExceptionMatches(PyExc_ValueError)) {
+            PyErr_Clear();
+            PyErr_Format(PyExc_ValueError, "Invalid file object: %R", object);
         }
-        fd = PyLong_AsLong(number);
-        Py_DECREF(number);
-    }
-    if (fd == -1 && PyErr_Occurred()) {
-        PyErr_Clear();
-    }
-    if (fd < 0 || fd > INT32_MAX) {
-        PyErr_Format(PyExc_ValueError, "Invalid file descriptor: %ld", fd);
         return -1;
     }
-    return (int)fd;
+    int fd = number_to_fd(number);
+    Py_DECREF(number);
+    return fd;
 }
 
 static PyObject *
@@ -574,18 +634,15 @@ add_fd_handle(PyObject *self, const char *name, PyObject *const *args, Py_ssize_
               PyObject *kwnames, unsigned which)
 {
     fl_loop *loop = as_loop(self);
-    PyObject *context;
-    if (parse_context(name, args, nargs, kwnames, 2, &context) < 0) {
+    call_args c = {args, nargs, NULL, {NULL, NULL}};
+    if (parse_call(name, &c, takes_fd, kwnames) < 0 || fl_loop_check_closed(loop) < 0) {
         return NULL;
     }
-    if (fl_loop_check_closed(loop) < 0) {
-        return NULL;
-    }
-    int fd = to_fd(args[0]);
+    int fd = to_fd(c.args[0]);
     if (fd < 0) {
         return NULL;
     }
-    fl_handle *h = fl_handle_new(loop, args[1], args + 2, nargs - 2, context);
+    fl_handle *h = fl_handle_new(loop, c.args[1], c.args + 2, c.nargs - 2, c.context);
     if (h != NULL && fl_fd_set_handle(loop, fd, which, h) < 0) {
         Py_CLEAR(h);
     }
@@ -601,13 +658,17 @@ remove_fd_handle(PyObject *self, PyObject *object, unsigned which)
     }
     int fd = to_fd(object);
     if (fd < 0) {
+        if (PyErr_ExceptionMatches(PyExc_OverflowError)) { /* then it was never added */
+            PyErr_Clear();
+            Py_RETURN_FALSE;
+        }
         return NULL;
     }
     int removed = fl_fd_remove_handle(loop, fd, which);
     return removed < 0 ? NULL : PyBool_FromLong(removed);
 }
 
-PyDoc_STRVAR(add_reader_doc, "_add_reader($self, fd, callback, /, *args, context=None)\n--\n\n"
+PyDoc_STRVAR(add_reader_doc, "_add_reader($self, fd, callback, *args, context=None)\n--\n\n"
                              "add_reader() without the check for a transport's fd.");
 
 static PyObject *
@@ -616,7 +677,7 @@ loop_add_reader(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObjec
     return add_fd_handle(self, "add_reader", args, nargs, kwnames, FL_READ);
 }
 
-PyDoc_STRVAR(add_writer_doc, "_add_writer($self, fd, callback, /, *args, context=None)\n--\n\n"
+PyDoc_STRVAR(add_writer_doc, "_add_writer($self, fd, callback, *args, context=None)\n--\n\n"
                              "add_writer() without the check for a transport's fd.");
 
 static PyObject *

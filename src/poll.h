@@ -17,7 +17,8 @@ enum {
                      or sent urgent data; a short read does not mean that there
                      is nothing left. Comes with FL_READ */
     FL_HANGUP = 8 /* event only: error or both directions closed; comes with
-                     FL_READ | FL_WRITE so that either watcher sees it */
+                     FL_READ | FL_WRITE so that either watcher sees it. From kqueue
+                     also with FL_WRITE alone: nothing more can be written */
 };
 
 typedef struct {

@@ -405,7 +405,7 @@ worker_loop(fl_worker *worker, fl_pool *pool)
 }
 
 PyDoc_STRVAR(pool_work_doc,
-"work()\n--\n\n"
+"work($self, /)\n--\n\n"
 "Be a worker: run calls in this thread until the pool is closed and empty.");
 
 static PyObject *
@@ -537,7 +537,7 @@ fl_pool_of_executor(fl_state *st, PyObject *executor, fl_pool **pool)
 }
 
 PyDoc_STRVAR(pool_submit_doc,
-"submit(executor, future, func, args, kwargs, /)\n--\n\n"
+"submit($self, executor, future, func, args, kwargs, /)\n--\n\n"
 "Queue func(*args, **kwargs); its outcome goes to the concurrent.futures.Future.");
 
 static PyObject *
@@ -591,7 +591,7 @@ pool_refuse_all(fl_pool *pool, PyObject *exception)
 }
 
 PyDoc_STRVAR(pool_close_doc,
-"close(cancel=False, /)\n--\n\n"
+"close($self, cancel=False, /)\n--\n\n"
 "Take no more calls; workers end when the queue is empty. With cancel, cancel\n"
 "what is queued.");
 
@@ -612,7 +612,7 @@ pool_close(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 }
 
 PyDoc_STRVAR(pool_fail_doc,
-"fail(message, /)\n--\n\n"
+"fail($self, message, /)\n--\n\n"
 "Called by a worker whose initializer raised, instead of work(): the pool is\n"
 "broken and every queued call fails with BrokenThreadPool(message).");
 
@@ -632,7 +632,7 @@ pool_fail(PyObject *self, PyObject *message)
 }
 
 PyDoc_STRVAR(pool_abandon_doc,
-"abandon(ref, /)\n--\n\n"
+"abandon($self, ref, /)\n--\n\n"
 "Callback of the weak reference to the executor: close().");
 
 static PyObject *
@@ -647,7 +647,7 @@ pool_abandon(PyObject *self, PyObject *ref)
 }
 
 PyDoc_STRVAR(pool_put_doc,
-"put(item, /)\n--\n\n"
+"put($self, item, /)\n--\n\n"
 "put(None) has every idle worker look whether it should end. It is what\n"
 "concurrent.futures calls at interpreter exit; nothing else can be put.");
 
@@ -663,7 +663,7 @@ pool_put(PyObject *self, PyObject *item)
 }
 
 PyDoc_STRVAR(pool_reset_doc,
-"reset()\n--\n\n"
+"reset($self, /)\n--\n\n"
 "In the child of a fork: no thread is left, and the calls are the parent's.");
 
 static PyObject *
@@ -680,7 +680,7 @@ pool_reset(PyObject *self, PyObject *Py_UNUSED(ignored))
 
 /* -- the type ------------------------------------------------------------- */
 
-PyDoc_STRVAR(pool_qsize_doc, "qsize()\n--\n\nThe number of calls that no worker has taken yet.");
+PyDoc_STRVAR(pool_qsize_doc, "qsize($self, /)\n--\n\nThe number of calls that no worker has taken yet.");
 
 static PyObject *
 pool_qsize(PyObject *self, PyObject *Py_UNUSED(ignored))
@@ -688,7 +688,7 @@ pool_qsize(PyObject *self, PyObject *Py_UNUSED(ignored))
     return PyLong_FromSsize_t(((fl_pool *)self)->queued);
 }
 
-PyDoc_STRVAR(pool_empty_doc, "empty()\n--\n\nqsize() == 0");
+PyDoc_STRVAR(pool_empty_doc, "empty($self, /)\n--\n\nqsize() == 0");
 
 static PyObject *
 pool_empty(PyObject *self, PyObject *Py_UNUSED(ignored))

@@ -4,6 +4,7 @@
 #include "stream.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
@@ -532,24 +533,32 @@ fl_ensure_fd_no_transport(fl_loop *loop, int fd, PyObject *object)
     return ensure_fd_not_in_python(loop, fd, object);
 }
 
+/* The int, or -1 for one that no transport's fd can be: the poller refuses it. */
+static int
+number_to_fd(PyObject *number)
+{
+    int overflow;
+    long fd = PyLong_AsLongAndOverflow(number, &overflow);
+    return overflow != 0 || fd < 0 || fd > INT_MAX ? -1 : (int)fd;
+}
+
 /* The int that `object` is or that its fileno() gives: -2 with an exception. */
 static int
 file_descriptor(fl_stream_state *ss, PyObject *object)
 {
     PyObject *number, *fileno;
-    long fd;
+    int fd;
 
     if (PyLong_Check(object)) {
-        fd = PyLong_AsLong(object);
-        return fd == -1 && PyErr_Occurred() ? -2 : (int)fd;
+        return number_to_fd(object);
     }
     fileno = PyObject_CallMethodNoArgs(object, ss->str_fileno);
     number = fileno == NULL ? NULL : PyNumber_Long(fileno);
     Py_XDECREF(fileno);
-    fd = number == NULL ? -1 : PyLong_AsLong(number);
-    Py_XDECREF(number);
-    if (fd != -1 || !PyErr_Occurred()) {
-        return (int)fd;
+    if (number != NULL) {
+        fd = number_to_fd(number);
+        Py_DECREF(number);
+        return fd;
     }
     if (PyErr_ExceptionMatches(PyExc_AttributeError) ||
         PyErr_ExceptionMatches(PyExc_TypeError) ||

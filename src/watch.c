@@ -2,6 +2,7 @@
 #include "watch.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
 
 #include "loop.h"
@@ -17,6 +18,10 @@ table_reserve(fl_fd_table *t, int fd)
 {
     if (fd < t->len) {
         return 0;
+    }
+    if (fcntl(fd, F_GETFD) < 0) { /* no fd: its number must not size the table */
+        PyErr_SetFromErrno(PyExc_OSError);
+        return -1;
     }
     int len = t->len == 0 ? 64 : t->len;
     while (len <= fd) {

@@ -1,0 +1,5 @@
+import concurrent.futures
+
+__all__ = ["ThreadPoolExecutor"]
+
+class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor): ...
