@@ -44,7 +44,14 @@ int
 fl_wakeup_open(fl_loop *loop)
 {
     loop->polling = loop->wake_written = false;
-    if (open_fds(loop) < 0 || fl_poll_set(&loop->poller, loop->wake_read_fd, 0, FL_READ,
+#ifdef __linux__
+    /* Edge-triggered, each write is reported once and need not be read: a counter
+     * of 64 bits takes as many as there will ever be. */
+    unsigned interest = FL_READ | FL_EDGE;
+#else
+    unsigned interest = FL_READ;
+#endif
+    if (open_fds(loop) < 0 || fl_poll_set(&loop->poller, loop->wake_read_fd, 0, interest,
                                           (uint64_t)loop->wake_read_fd) < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
         fl_wakeup_close(loop);
@@ -84,10 +91,12 @@ fl_loop_wake(fl_loop *loop)
 void
 fl_wakeup_drain(fl_loop *loop)
 {
-    uint64_t bytes[16];
+    loop->wake_written = false;
+#ifndef __linux__
+    char bytes[128];
     ssize_t n;
     do {
         n = read(loop->wake_read_fd, bytes, sizeof(bytes));
     } while (n == (ssize_t)sizeof(bytes) || (n < 0 && errno == EINTR));
-    loop->wake_written = false;
+#endif
 }
