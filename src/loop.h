@@ -29,7 +29,7 @@ struct fl_loop {
 
     /* wakeup.c: an eventfd (or pipe) that ends a blocking poll */
     int wake_read_fd, wake_write_fd;
-    bool polling;      /* the loop's thread is (about to be) blocked in the poller */
+    bool polling;      /* the loop's thread may be blocked in the poller */
     bool wake_written; /* a wakeup is on its way */
 
     /* end-of-turn flush */

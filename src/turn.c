@@ -49,7 +49,7 @@ poll_events(fl_loop *loop, int64_t timeout)
         return -1;
     }
     loop->polls++;
-    loop->polling = true;
+    loop->polling = timeout != 0; /* else the ready queue is looked at next anyway */
     Py_BEGIN_ALLOW_THREADS
     n = fl_poll_wait(&loop->poller, timeout, events, FL_POLL_MAX_EVENTS);
     error = errno;
