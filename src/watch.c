@@ -103,7 +103,6 @@ fl_fd_set_handle(fl_loop *loop, int fd, unsigned which, fl_handle *h)
     if (entry_set_interest(loop, e, fd, interest) < 0) {
         return -1;
     }
-    loop->io_done = true; /* it may be ready now: asyncio would know in the next turn, so do we */
     fl_handle **slot = which == FL_READ ? &e->reader : &e->writer;
     fl_handle *old = *slot;
     *slot = (fl_handle *)Py_NewRef(h);
