@@ -24,7 +24,8 @@ class ConnectMixin:
     @functools.wraps(base_events.BaseEventLoop.create_connection)
     async def create_connection(self, protocol_factory, host=None, port=None, **options):
         found = None
-        if not options and type(host) is str and type(port) is int and not self._debug:
+        plain = not options and type(host) is str and type(port) is int and not self._debug
+        if plain and base_events.socket is socket:  # a module in its place wants to be asked
             found = _literal(host, port)
         if found is None:
             return await super().create_connection(protocol_factory, host, port, **options)
