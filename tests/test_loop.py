@@ -578,6 +578,8 @@ def run_program(code, *args):
         capture_output=True,
         text=True,
         timeout=60,
+        # a shell's background jobs, as CI's stages are, ignore it, and children inherit that
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
 
 
