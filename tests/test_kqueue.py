@@ -24,6 +24,9 @@ COMPILER = (os.environ.get("CC") or sysconfig.get_config_var("CC") or "cc").spli
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="elsewhere kqueue is the poller anyway"),
+    pytest.mark.skipif(
+        sys.version_info[:2] != (3, 13), reason="one Python is enough: the poller knows nothing of it"
+    ),
     pytest.mark.skipif(shutil.which(COMPILER[0]) is None, reason="needs a C compiler"),
     pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="built without ASan"),
     pytest.mark.timeout(600),
