@@ -1,6 +1,15 @@
-"""Third-party asyncio programs on fastloop, and on asyncio to know that the test itself is right."""
+"""Third-party asyncio programs on fastloop, and on asyncio to know that the test itself is right.
+
+A test says by `pytest.mark.ecosystem("library", ...)`, mostly on its whole module, which packages it shows at work. With
+FASTLOOP_COMPAT=FILE set a line of JSON about each goes to that file: {"library", "version", "python", "passed", "tests"}.
+The compatibility table in the documentation is made from those lines.
+"""
 
 import asyncio
+import importlib.metadata
+import json
+import os
+import platform
 import resource
 
 import pytest
@@ -8,6 +17,39 @@ import pytest
 import fastloop
 
 FACTORIES = {"asyncio": asyncio.SelectorEventLoop, "fastloop": fastloop.new_event_loop}
+
+# What the tests on fastloop came to: {library: [passed or not, ...]}.
+OUTCOMES = pytest.StashKey[dict]()
+
+
+def pytest_configure(config):
+    config.stash[OUTCOMES] = {}
+    config.addinivalue_line("markers", "ecosystem(library, ...): the packages that the test shows at work on fastloop")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if parameters.get("loop_name") != "asyncio" and (report.failed or (report.when == "call" and report.passed)):
+        for library in {name for mark in item.iter_markers("ecosystem") for name in mark.args}:
+            item.config.stash[OUTCOMES].setdefault(library, []).append(report.passed)
+    return report
+
+
+def pytest_sessionfinish(session):
+    if not (path := os.environ.get("FASTLOOP_COMPAT")):
+        return
+    with open(path, "a") as file:
+        for library, outcomes in sorted(session.config.stash[OUTCOMES].items()):
+            line = {
+                "library": library,
+                "version": importlib.metadata.version(library),
+                "python": platform.python_version(),
+                "passed": all(outcomes),
+                "tests": len(outcomes),
+            }
+            file.write(json.dumps(line) + "\n")
 
 
 @pytest.fixture(params=FACTORIES)

@@ -9,6 +9,8 @@ aiofiles = pytest.importorskip("aiofiles")
 aiofiles_os = pytest.importorskip("aiofiles.os")
 tempfile = pytest.importorskip("aiofiles.tempfile")
 
+pytestmark = pytest.mark.ecosystem("aiofiles")
+
 
 def test_many_files_at_once(run, check_loop, tmp_path):
     async def copy(number):

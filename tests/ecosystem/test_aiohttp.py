@@ -10,6 +10,8 @@ import pytest
 aiohttp = pytest.importorskip("aiohttp")
 web = pytest.importorskip("aiohttp.web")
 
+pytestmark = pytest.mark.ecosystem("aiohttp")
+
 CONCURRENT = 1000
 
 # On 3.12 and 3.13 aiohttp's server calls asyncio.Task(eager_start=True) itself, so there its handlers run in
@@ -128,6 +130,7 @@ def test_a_thousand_requests_over_a_few_connections(run, application):
     run(main)
 
 
+@pytest.mark.ecosystem("httpx")
 def test_httpx_client(run, application, check_loop):
     httpx = pytest.importorskip("httpx")
 

@@ -14,6 +14,8 @@ import anyio.from_thread  # noqa: E402
 import anyio.to_process  # noqa: E402
 import anyio.to_thread  # noqa: E402
 
+pytestmark = pytest.mark.ecosystem("anyio")
+
 
 @pytest.fixture
 def run(loop_factory, check_loop):

@@ -16,6 +16,8 @@ import fastloop
 aiohttp = pytest.importorskip("aiohttp")
 uvicorn = pytest.importorskip("uvicorn")
 
+pytestmark = pytest.mark.ecosystem("uvicorn")
+
 APPS = Path(__file__).parent / "apps"
 LOOPS = {"asyncio": "asyncio", "fastloop": "fastloop:new_event_loop"}
 WHERE = {"asyncio": "asyncio._UnixSelectorEventLoop _asyncio.Task", "fastloop": "fastloop.Loop fastloop.Task"}
@@ -29,7 +31,10 @@ def asgi_app():
     return module
 
 
-@pytest.fixture(params=["plain", "starlette", "fastapi"])
+FRAMEWORKS = [pytest.param(name, marks=pytest.mark.ecosystem(name)) for name in ("starlette", "fastapi")]
+
+
+@pytest.fixture(params=["plain", *FRAMEWORKS])
 def app_name(request):
     if request.param != "plain":
         pytest.importorskip(request.param)
@@ -132,6 +137,7 @@ def test_request_under_way_at_sigterm_is_answered(loop_name, run):
         assert (server.returncode, stdout) == (-signal.SIGTERM, "shut down\n")
 
 
+@pytest.mark.ecosystem("httpx")
 def test_server_and_httpx_client_in_one_loop(run, check_loop, asgi_app):
     httpx = pytest.importorskip("httpx")
 

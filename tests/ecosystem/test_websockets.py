@@ -7,6 +7,8 @@ import pytest
 websockets = pytest.importorskip("websockets")
 server_of = pytest.importorskip("websockets.asyncio.server")
 
+pytestmark = pytest.mark.ecosystem("websockets")
+
 
 def address(server, path=""):
     return f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/{path}"
