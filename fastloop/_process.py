@@ -8,8 +8,10 @@ sandbox forbids it, a thread per child waits for it instead.
 """
 
 import asyncio
+import contextlib
 import os
 import threading
+from asyncio import unix_events
 from asyncio.log import logger
 from asyncio.unix_events import _UnixSubprocessTransport
 
@@ -66,6 +68,18 @@ def _wait_for_exit(pid):
         os.waitid(os.P_PID, pid, os.WSTOPPED | os.WNOHANG)
 
 
+def _watcher_that_reaps_all():
+    """The FastChildWatcher (up to 3.13) that the program set and attached to a loop, or None.
+
+    It takes the status of every child of the process away, so it has to be the one that is asked.
+    """
+    watcher_type = getattr(unix_events, "FastChildWatcher", None)
+    if watcher_type is None:
+        return None
+    watcher = getattr(asyncio.get_event_loop_policy(), "_watcher", None)
+    return watcher if isinstance(watcher, watcher_type) and watcher.is_active() else None
+
+
 class ProcessMixin:
     """loop.subprocess_exec() and subprocess_shell() without a child watcher."""
 
@@ -73,11 +87,17 @@ class ProcessMixin:
         self, protocol, args, shell, stdin, stdout, stderr, bufsize, extra=None, **kwargs
     ):
         waiter = self.create_future()
-        transport = _UnixSubprocessTransport(
-            self, protocol, args, shell, stdin, stdout, stderr, bufsize,
-            waiter=waiter, extra=extra, **kwargs,
-        )  # fmt: skip
-        self._watch_child(transport)
+        with _watcher_that_reaps_all() or contextlib.nullcontext() as watcher:
+            transport = _UnixSubprocessTransport(
+                self, protocol, args, shell, stdin, stdout, stderr, bufsize,
+                waiter=waiter, extra=extra, **kwargs,
+            )  # fmt: skip
+            if watcher is None:
+                self._watch_child(transport)
+            else:
+                watcher.add_child_handler(
+                    transport.get_pid(), self._child_watcher_callback, transport
+                )
         try:
             await waiter
         except (SystemExit, KeyboardInterrupt):

@@ -304,6 +304,33 @@ def test_child_reaped_by_its_own_popen(loop, caplog):
     assert not caplog.records
 
 
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="child watchers are gone since 3.14")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_watcher_that_reaps_all_children():
+    """A FastChildWatcher takes every status away: the program that set one gets it from there."""
+    loop = fastloop.new_event_loop()
+    watcher = asyncio.FastChildWatcher()
+    policy = asyncio.get_event_loop_policy()
+    before = policy.__dict__.get("_watcher")
+
+    async def status(number):
+        process = await asyncio.create_subprocess_exec("sh", "-c", f"exit {number}")
+        return await process.wait()
+
+    async def main():
+        policy.set_child_watcher(watcher)
+        assert await status(1) == 1  # not attached, so it reaps nothing
+        watcher.attach_loop(loop)
+        assert await asyncio.gather(*map(status, range(20))) == [*range(20)]
+
+    try:
+        loop.run_until_complete(main())
+    finally:
+        watcher.attach_loop(None)
+        policy._watcher = before
+        loop.close()
+
+
 def test_close_kills_a_running_child(loop):
     async def main():
         transport, protocol = await loop.subprocess_exec(lambda: Recorder(loop), *SLEEP)

@@ -226,7 +226,8 @@ class Verdict:
     def ok(self):
         return not self.regressions and not self.problems
 
-    def text(self):
+    def text(self, lines_each=None):
+        """What happened, with the details of each failure, or their last lines."""
         run = self.run
         if run.skipped:
             return f"{run.module}: skipped as a whole: {run.skipped}"
@@ -239,9 +240,14 @@ class Verdict:
         ]
         for test_id in self.regressions:
             outcome = run.outcomes[test_id]
-            lines.append(f"\n---- {outcome.kind}: {run.short(test_id)}\n{outcome.detail.rstrip()}")
-        lines += [f"\n---- {problem.rstrip()}" for problem in self.problems]
+            lines.append(f"\n---- {outcome.kind}: {run.short(test_id)}\n{last_lines(outcome.detail, lines_each)}")
+        lines += [f"\n---- {last_lines(problem, lines_each)}" for problem in self.problems]
         return "\n".join(lines)
+
+
+def last_lines(text, number=None):
+    """The last lines of a text, all of them for None."""
+    return "\n".join(text.rstrip().splitlines()[-number if number else None :])
 
 
 def judge(module, loop, expected):

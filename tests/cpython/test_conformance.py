@@ -27,8 +27,8 @@ def verdicts(request):
 @pytest.mark.parametrize("module", MODULES)
 def test_module(verdicts, module):
     verdict = verdicts[module].result()
-    print(verdict.text())
-    assert verdict.ok, verdict.text()
+    if not verdict.ok:
+        pytest.fail(verdict.text(lines_each=15), pytrace=False)
 
 
 def test_exceptions_name_modules_that_run():
