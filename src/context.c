@@ -38,7 +38,7 @@ fl_empty_context_check(fl_loop *loop)
 {
     /* referred to by the loop and, being entered, by the thread; any other
      * reference is a token of ContextVar.set() or the like */
-    if (Py_REFCNT(loop->empty_context) <= 2 && PyMapping_Size(loop->empty_context) == 0) {
+    if (Py_REFCNT(loop->empty_context) <= 2 && fl_context_has_nothing(loop->empty_context)) {
         return 0;
     }
     int rc = fl_empty_context_leave(loop);

@@ -13,12 +13,19 @@
 
 #include "loop.h"
 
+/* len(context) == 0; by the slot, because this is asked twice for each callback. */
+static inline bool
+fl_context_has_nothing(PyObject *context)
+{
+    return PyContext_Type.tp_as_mapping->mp_length(context) == 0;
+}
+
 /* Whether no context variable is set in this thread's current context. */
 static inline bool
 fl_context_is_empty(void)
 {
     PyObject *current = PyThreadState_Get()->context;
-    return current == NULL || PyMapping_Size(current) == 0;
+    return current == NULL || fl_context_has_nothing(current);
 }
 
 /* Enter the shared empty context, unless the loop is in it. -1 on error. */

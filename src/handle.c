@@ -18,6 +18,12 @@ as_handle(PyObject *self)
     return (fl_handle *)self;
 }
 
+static inline PyObject **
+handle_weakrefs(fl_handle *h)
+{
+    return (PyObject **)((char *)h + Py_TYPE(h)->tp_weaklistoffset);
+}
+
 /* Not owned: a handle without its loop is one that is being made or freed. */
 static inline fl_loop *
 loop_of(const fl_handle *h)
@@ -34,30 +40,68 @@ is_sleep_end(const fl_state *st, PyObject *callback, PyObject *const *args, Py_s
            Py_IS_TYPE(args[0], st->FutureType);
 }
 
-/* A handle or timer without its callback; the free lists hold ones that
- * handle_dealloc left no object in. */
+/* A handle or timer without its callback. The free lists hold ones that have no
+ * object left in them but their type.
+ *
+ * Most handles are run and dropped by the loop alone. Telling the garbage
+ * collector of each would cost a tenth of a call_soon(), so a handle made by a
+ * running loop stays untracked until it has been run and somebody still holds
+ * it, or until the loop stops: a running loop is no garbage, nor is what its
+ * queue holds. */
 static fl_handle *
-handle_alloc(fl_state *st, bool is_timer)
+handle_alloc(fl_loop *loop, bool is_timer)
 {
-    PyTypeObject *type = is_timer ? st->TimerHandleType : st->HandleType;
+    fl_state *st = loop->st;
     fl_handle **list = is_timer ? &st->free_timers : &st->free_handles;
     fl_handle *h = *list;
 
     if (h == NULL) {
+        PyTypeObject *type = is_timer ? st->TimerHandleType : st->HandleType;
         h = (fl_handle *)type->tp_alloc(type, 0); /* zeroed and tracked */
-        if (h != NULL) {
-            h->is_timer = is_timer;
+        if (h == NULL) {
+            return NULL;
         }
-        return h;
+        h->is_timer = is_timer;
+        h->tracked = true;
     }
-    *list = (fl_handle *)h->more_args;
-    *(is_timer ? &st->n_free_timers : &st->n_free_handles) -= 1;
-    h->more_args = NULL;
-    h->nargs = h->where = h->runs_in = 0;
-    h->cancelled = false;
-    PyObject_Init((PyObject *)h, type);
-    PyObject_GC_Track(h);
+    else {
+        *list = (fl_handle *)h->more_args;
+        *(is_timer ? &st->n_free_timers : &st->n_free_handles) -= 1;
+        h->more_args = NULL;
+        h->where = h->runs_in = 0;
+        h->cancelled = false;
+        Py_INCREF(Py_TYPE(h));
+        _Py_NewReference((PyObject *)h);
+    }
+    if (h->tracked == (loop->turning && !is_timer)) {
+        h->tracked ? PyObject_GC_UnTrack(h) : PyObject_GC_Track(h);
+        h->tracked = !h->tracked;
+    }
     return h;
+}
+
+/* False: the list is full. */
+static inline bool
+free_list_push(fl_state *st, fl_handle *h)
+{
+    int *count = h->is_timer ? &st->n_free_timers : &st->n_free_handles;
+    fl_handle **list = h->is_timer ? &st->free_timers : &st->free_handles;
+    if (*count >= FL_FREE_HANDLES_MAX) {
+        return false;
+    }
+    h->more_args = (PyObject *)*list;
+    *list = h;
+    *count += 1;
+    return true;
+}
+
+void
+fl_handle_track(fl_handle *h)
+{
+    if (!h->tracked) {
+        h->tracked = true;
+        PyObject_GC_Track(h);
+    }
 }
 
 static int
@@ -109,7 +153,7 @@ fl_handle *
 fl_handle_new(fl_loop *loop, PyObject *callback, PyObject *const *args, Py_ssize_t nargs,
               PyObject *context)
 {
-    fl_handle *h = handle_alloc(loop->st, false);
+    fl_handle *h = handle_alloc(loop, false);
     if (h != NULL && handle_fill(h, loop, callback, args, nargs, context) < 0) {
         Py_CLEAR(h);
     }
@@ -131,7 +175,7 @@ fl_timer *
 fl_timer_new(fl_loop *loop, double when, PyObject *callback, PyObject *const *args,
              Py_ssize_t nargs, PyObject *context)
 {
-    fl_timer *t = (fl_timer *)handle_alloc(loop->st, true);
+    fl_timer *t = (fl_timer *)handle_alloc(loop, true);
     if (t == NULL) {
         return NULL;
     }
@@ -344,6 +388,99 @@ fl_handle_run(fl_handle *h)
     return rc;
 }
 
+/* Nobody but the caller can come by it, so that its callback and arguments stay
+ * what they are: no reference, strong, weak or through the garbage collector.
+ * And it has nothing else in it. */
+static inline bool
+handle_is_private(fl_handle *h)
+{
+    return Py_REFCNT(h) == 1 && !h->tracked &&
+           h->callback != NULL && h->more_args == NULL && h->source_traceback == NULL &&
+           *handle_weakrefs(h) == NULL;
+}
+
+static inline PyObject *
+call_in_place(fl_handle *h)
+{
+    size_t nargsf = (size_t)h->nargs | PY_VECTORCALL_ARGUMENTS_OFFSET;
+    if (Py_IS_TYPE(h->callback, &PyFunction_Type)) {
+        return ((PyFunctionObject *)h->callback)->vectorcall(h->callback, h->args, nargsf, NULL);
+    }
+    return PyObject_Vectorcall(h->callback, h->args, nargsf, NULL);
+}
+
+/* A private handle that has run: onto the free list without the detour through
+ * handle_dealloc(), which a debug interpreter needs for its count of references. */
+static inline void
+handle_recycle(fl_handle *h)
+{
+    PyObject *callback = h->callback, *args[FL_HANDLE_INLINE_ARGS];
+    int nargs = h->nargs;
+
+    for (int i = 0; i < nargs; i++) {
+        args[i] = h->args[i];
+    }
+    h->callback = NULL;
+    h->nargs = 0;
+#ifdef Py_REF_DEBUG
+    Py_DECREF(h);
+#else
+    PyObject *loop = h->loop; /* it runs: this is not the last reference */
+    if (free_list_push(loop_of(h)->st, h)) {
+        h->loop = NULL;
+        Py_DECREF(Py_TYPE(h));
+        Py_DECREF(loop);
+    }
+    else {
+        Py_DECREF(h);
+    }
+#endif
+    Py_DECREF(callback); /* last: this can run any code */
+    for (int i = 0; i < nargs; i++) {
+        Py_DECREF(args[i]);
+    }
+}
+
+/* The way of nearly every call_soon(): a callback whose handle was not kept. */
+static int
+run_private(fl_handle *h)
+{
+    fl_loop *loop = loop_of(h);
+    if (fl_empty_context_enter(loop) < 0) {
+        Py_DECREF(h);
+        return -1;
+    }
+    PyObject *result = call_in_place(h);
+    if (result == NULL) { /* the exception handler runs in it, too */
+        h->context = fl_empty_context_take(loop);
+        h->runs_in = FL_RUN_IN_CONTEXT;
+        PyObject *callback = Py_NewRef(h->callback);
+        int rc = handle_report(h, callback);
+        Py_DECREF(callback);
+        fl_handle_track(h);
+        Py_DECREF(h);
+        return rc;
+    }
+    Py_DECREF(result);
+    int rc = fl_empty_context_check(loop);
+    handle_recycle(h);
+    return rc;
+}
+
+int
+fl_handle_run_queued(fl_handle *h)
+{
+    if (h->runs_in == FL_RUN_IN_EMPTY && handle_is_private(h)) {
+        return run_private(h);
+    }
+    int rc = fl_handle_run(h);
+    if (Py_REFCNT(h) > 1) {
+        fl_handle_track(h);
+    }
+    Py_DECREF(h);
+    return rc;
+}
+
 static void
 handle_drop_call(fl_handle *h)
 {
@@ -538,10 +675,10 @@ handle_dealloc(PyObject *self)
     fl_state *st = loop == NULL ? NULL : ((fl_loop *)loop)->st;
 
     PyObject_GC_UnTrack(self);
-    if (*(PyObject **)((char *)self + type->tp_weaklistoffset) != NULL) {
+    h->tracked = false;
+    if (*handle_weakrefs(h) != NULL) {
         PyObject_ClearWeakRefs(self);
     }
-    h->loop = NULL;
     for (int i = 0; i < h->nargs; i++) {
         Py_DECREF(h->args[i]);
     }
@@ -550,15 +687,9 @@ handle_dealloc(PyObject *self)
     Py_XDECREF(h->more_args);
     Py_XDECREF(h->source_traceback);
     Py_XDECREF(h->repr);
-    int *count = st == NULL ? NULL : h->is_timer ? &st->n_free_timers : &st->n_free_handles;
-    if (count != NULL && *count < FL_FREE_HANDLES_MAX) {
-        fl_handle **list = h->is_timer ? &st->free_timers : &st->free_handles;
-        h->callback = h->context = h->source_traceback = h->repr = NULL;
-        h->more_args = (PyObject *)*list;
-        *list = h;
-        *count += 1;
-    }
-    else {
+    h->loop = h->callback = h->context = h->source_traceback = h->repr = NULL;
+    h->nargs = 0;
+    if (st == NULL || !free_list_push(st, h)) {
         type->tp_free(self);
     }
     Py_DECREF(type);

@@ -39,6 +39,7 @@ struct fl_handle {
     uint8_t runs_in;
     bool cancelled;
     bool is_timer; /* it is an fl_timer */
+    bool tracked;  /* by the garbage collector: see handle_alloc() */
 };
 
 struct fl_timer {
@@ -60,6 +61,12 @@ fl_timer *fl_timer_new(fl_loop *loop, double when, PyObject *callback,
 /* Call it in its context; the caller's reference may be the last. An exception goes to the loop's exception handler;
  * only KeyboardInterrupt and SystemExit come back, as -1. */
 int fl_handle_run(fl_handle *h);
+
+/* The same for the handle that the ready queue gave: takes over the queue's reference. */
+int fl_handle_run_queued(fl_handle *h);
+
+/* From now on it may be found in a reference cycle. */
+void fl_handle_track(fl_handle *h);
 
 /* Mark cancelled and drop callback and arguments. */
 int fl_handle_cancel(fl_handle *h);

@@ -41,6 +41,7 @@ struct fl_loop {
     bool debug;
     bool native;        /* call_soon & co. are ours, not a Python subclass's */
     bool io_done;       /* bytes were sent since the last poll: poll next turn */
+    bool turning;       /* fl_loop_run() is at work */
     bool first_turn;    /* of this run: it polls, as every turn of asyncio's does */
     unsigned long thread_id; /* of run_forever, 0 when not running */
     int64_t now_ns;     /* clock at the beginning of this turn */

@@ -142,7 +142,7 @@ run_entry(fl_loop *loop, uintptr_t entry)
         return run_watch(object);
     }
     else {
-        rc = fl_handle_run(object);
+        return fl_handle_run_queued(object);
     }
     Py_DECREF((PyObject *)object);
     return rc;
@@ -263,14 +263,28 @@ fl_loop_turn(fl_loop *loop)
     return -1;
 }
 
+/* A loop that does not run can be garbage, together with what waits in its queue. */
+static void
+track_queued_handles(fl_loop *loop)
+{
+    for (size_t i = loop->ready.head; i != loop->ready.tail; i++) {
+        uintptr_t entry = loop->ready.slots[i & loop->ready.mask];
+        if ((entry & FL_READY_TAGS) == FL_READY_HANDLE) {
+            fl_handle_track((fl_handle *)entry);
+        }
+    }
+}
+
 int
 fl_loop_run(fl_loop *loop)
 {
     int rc;
-    loop->first_turn = true;
+    loop->first_turn = loop->turning = true;
     do {
         rc = fl_loop_turn(loop);
     } while (rc == 0 && !loop->stopping);
+    loop->turning = false;
+    track_queued_handles(loop);
     if (fl_loop_restore_current(loop, NULL) < 0) {
         rc = -1;
     }

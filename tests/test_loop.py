@@ -697,3 +697,84 @@ def test_module_command_line(tmp_path):
     assert run("--version").stdout == f"fastloop {fastloop.__version__}\n"
     assert run().returncode == 2 and run("-x").returncode == 2
     assert run("missing.py").returncode == 1
+
+
+# --- handles and the garbage collector ---
+
+
+class Callback:
+    """A callback that can be referred to weakly, and refer to its own handle."""
+
+    handle = None
+
+    def __call__(self, *args):
+        pass
+
+
+def is_collected(reference):
+    gc.collect()
+    return reference() is None
+
+
+def test_a_handle_that_its_own_callback_keeps_is_collected_after_it_ran(loop):
+    alive = []
+
+    def schedule():
+        callback = Callback()
+        callback.handle = loop.call_soon(callback)
+        alive.append(weakref.ref(callback))
+
+    loop.call_soon(schedule)
+    turn(loop)
+    turn(loop)
+    assert is_collected(alive[0])
+
+
+def test_a_loop_left_with_a_cycle_in_its_queue_is_collected():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        loop = fastloop.new_event_loop()
+
+        def schedule():
+            callback = Callback()
+            callback.handle = loop.call_soon(callback)
+            callback.loop = loop
+            loop.stop()
+            return weakref.ref(callback)
+
+        alive = []
+        loop.call_soon(lambda: alive.append(schedule()))
+        loop.run_forever()
+        assert alive[0]() is not None
+        del loop, schedule
+        assert is_collected(alive[0])
+
+
+def test_a_handle_known_only_weakly_keeps_its_callback_while_it_runs(loop):
+    """The weak reference gives the handle back in the middle of the call, and cancel() empties it."""
+    seen = []
+
+    def callback(*args):
+        handle = known()
+        handle.cancel()
+        gc.collect()
+        seen.append((handle.cancelled(), args))
+
+    argument = Callback()
+    known = weakref.ref(loop.call_soon(callback, argument, 2))
+    turn(loop)
+    assert seen == [(True, (argument, 2))]
+    assert known() is None
+
+
+def test_many_handles_at_once_are_reused_with_nothing_left_in_them(loop):
+    arguments = [Callback() for _ in range(10_000)]
+    alive = [weakref.ref(argument) for argument in arguments]
+    for _ in range(2):
+        for argument in arguments:
+            loop.call_soon(argument, argument, argument, argument)
+        turn(loop)
+        assert loop.call_soon(len, "x")._args == ("x",)
+    turn(loop)
+    del arguments, argument
+    assert not any(reference() for reference in alive)
