@@ -1,36 +1,10 @@
-"""Hooks of asyncio's loop that make transports, where Python is fast enough."""
-
-from asyncio import sslproto
+"""Hooks of asyncio's loop for transports, where Python is fast enough."""
 
 from . import _core
 
 
 class TransportMixin:
-    """Puts fastloop's SocketTransport under what asyncio builds on its own."""
-
-    def _make_ssl_transport(
-        self,
-        rawsock,
-        protocol,
-        sslcontext,
-        waiter=None,
-        *,
-        server_side=False,
-        server_hostname=None,
-        extra=None,
-        server=None,
-        **options,
-    ):
-        """A TLS transport: asyncio's SSLProtocol over a SocketTransport."""
-        self._ensure_fd_no_transport(rawsock)
-        context = {"context": options.pop("context")} if "context" in options else {}
-        ssl_protocol = sslproto.SSLProtocol(
-            self, protocol, sslcontext, waiter, server_side, server_hostname, **options
-        )
-        self._make_socket_transport(
-            rawsock, ssl_protocol, extra=extra, server=server, **context
-        )
-        return ssl_protocol._app_transport
+    """Lends the fd of a SocketTransport."""
 
     async def _sendfile_native(self, transp, file, offset, count):
         """loop.sendfile() by sendfile(2): the fd is lent to sock_sendfile() meanwhile."""

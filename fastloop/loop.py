@@ -19,6 +19,7 @@ from ._datagram import DatagramMixin
 from ._pipes import PipeMixin
 from ._process import ProcessMixin
 from ._signals import SignalMixin
+from ._tls import TLSMixin
 from ._transports import TransportMixin
 
 
@@ -61,6 +62,7 @@ class Loop(
     DatagramMixin,
     SignalMixin,
     ConnectMixin,
+    TLSMixin,
     TransportMixin,
     _AsyncioLoop,
 ):

@@ -7,6 +7,7 @@
 #include "state.h"
 #include "stream.h"
 #include "task.h"
+#include "tls.h"
 
 PyTypeObject *
 fl_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject *base, Py_ssize_t base_size)
@@ -160,7 +161,7 @@ module_exec(PyObject *module)
         PyModule_AddObjectRef(module, "_keeps_live_tasks",
                               keeps_live_tasks() ? Py_True : Py_False) < 0 ||
         fl_stream_init(module, st) < 0 || fl_sock_init(module, st) < 0 ||
-        fl_executor_init(module, st) < 0) {
+        fl_executor_init(module, st) < 0 || fl_tls_init(module, st) < 0) {
         return -1;
     }
     return 0;
@@ -228,6 +229,9 @@ module_traverse(PyObject *module, visitproc visit, void *arg)
     if (rc == 0) {
         rc = fl_sock_state_traverse(fl_state_of_module(module), visit, arg);
     }
+    if (rc == 0) {
+        rc = fl_tls_state_traverse(fl_state_of_module(module), visit, arg);
+    }
     if (rc != 0) {
         return rc;
     }
@@ -244,6 +248,7 @@ module_clear(PyObject *module)
     fl_future_free_lists_clear(st);
     fl_stream_state_clear(st);
     fl_sock_state_clear(st);
+    fl_tls_state_clear(st);
     return each_slot(st, clear_slot, NULL);
 }
 
@@ -252,6 +257,7 @@ module_free(void *module)
 {
     module_clear(module);
     PyMem_Free(fl_state_of_module(module)->stream);
+    PyMem_Free(fl_state_of_module(module)->tls);
     fl_sock_state_free(fl_state_of_module(module));
 }
 

@@ -99,6 +99,7 @@ struct fl_state {
 
     struct fl_stream_state *stream; /* owned: stream.h */
     struct fl_sock_state *sock; /* owned: sockops.h */
+    struct fl_tls_state *tls; /* owned: tls.h */
 
     /* Tasks that are not done, newest first: asyncio.all_tasks() on 3.11-3.13
      * (3.14 keeps such a list itself). Weak: a task unlinks itself. */

@@ -1,7 +1,7 @@
 /* stream.c - SocketTransport: its birth and its end. */
 #include "addr.h"
 #include "report.h"
-#include "stream.h"
+#include "tls.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -274,6 +274,7 @@ fl_stream_set_protocol(fl_stream *t, PyObject *protocol)
     }
     t->buffered = buffered;
     t->stock = Py_IS_TYPE(protocol, ss->StreamReaderProtocol);
+    t->tls = fl_tls_check(t->st, protocol);
     t->connected = true;
     Py_XSETREF(t->protocol, Py_NewRef(protocol));
     return 0;

@@ -62,6 +62,7 @@ typedef struct {
     bool writes_again;   /* a second write came in this turn */
     bool buffered;       /* the protocol is an asyncio.BufferedProtocol */
     bool stock;          /* ... or exactly an asyncio.StreamReaderProtocol */
+    bool tls;            /* ... or a TLSProtocol of ours */
     bool connected;      /* asyncio's _protocol_connected */
     bool started;        /* reading may happen: connection_made has been called */
     bool closing;
@@ -180,6 +181,9 @@ fl_stream_is_reading(const fl_stream *t)
 /* stream_write.c */
 extern PyMethodDef fl_stream_write_methods[];
 
+/* The method write(), of bytes: None, or NULL with an exception. */
+PyObject *fl_stream_write(fl_stream *t, PyObject *data);
+
 /* Send what waits, as the event loop does: protocol and waiters are told. */
 int fl_stream_write_ready(fl_stream *t);
 int fl_stream_on_flush(fl_flush *f);
@@ -199,6 +203,16 @@ void fl_chunks_clear(fl_chunks *c);
  * what recv() gave; 0: nothing was done, the ordinary way must be taken; -1: the
  * exception that data_received() would have raised is set. */
 int fl_streams_read(fl_stream *t, ssize_t *n);
+
+/* Where bytes for `protocol`, exactly an asyncio.StreamReaderProtocol, can be put
+ * directly: its reader and the reader's bytearray, both owned. False: nowhere. */
+bool fl_streams_open(fl_state *st, PyObject *protocol, PyObject **reader,
+                     PyObject **buffer);
+
+/* The rest of feed_data(), after bytes have been appended: wake the reader's waiter
+ * and, if it holds too much (`total` bytes), pause its transport. `t` is that
+ * transport if it is one of ours, or NULL. -1 with an exception. */
+int fl_streams_fed(fl_state *st, fl_stream *t, PyObject *reader, Py_ssize_t total);
 
 /* The exception that is set, cleared, with its traceback; and the reverse, which
  * takes over the reference. */

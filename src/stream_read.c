@@ -6,7 +6,7 @@
  * the socket is read on until the end shows. One recv() an event, as asyncio: what
  * is left is queued behind the others.
  */
-#include "stream.h"
+#include "tls.h"
 
 #include <errno.h>
 #include <sys/ioctl.h>
@@ -178,6 +178,18 @@ read_ready_stock(fl_stream *t)
     return n > 0 ? 0 : received_nothing(t, n);
 }
 
+/* Our own TLSProtocol: records into it. */
+static int
+read_ready_tls(fl_stream *t)
+{
+    ssize_t n;
+
+    if (fl_tls_receive(t, &n) < 0) {
+        return fl_stream_fatal(t, "Fatal error: protocol.buffer_updated() call failed.");
+    }
+    return n > 0 ? 0 : received_nothing(t, n);
+}
+
 /* The buffer that protocol.get_buffer() gives, which may be anything. */
 static int
 get_buffer(fl_stream *t, Py_buffer *view)
@@ -270,9 +282,10 @@ may_read(const fl_stream *t)
 static int
 read_ready(fl_stream *t)
 {
-    int status = t->buffered ? read_ready_buffer(t)
-                 : t->stock  ? read_ready_stock(t)
-                             : read_ready_data(t);
+    int status = t->tls        ? read_ready_tls(t)
+                 : t->buffered ? read_ready_buffer(t)
+                 : t->stock    ? read_ready_stock(t)
+                               : read_ready_data(t);
 
     if (status == 0 && may_read(t)) {
         status = fl_watch_queue(t->loop, &t->watch, FL_READ);

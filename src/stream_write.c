@@ -529,8 +529,8 @@ PyDoc_STRVAR(write_doc,
 "What the kernel does not take now is sent when it can be. Raises TypeError for\n"
 "other types and RuntimeError after write_eof(). As asyncio.WriteTransport.write.");
 
-static PyObject *
-stream_write(fl_stream *t, PyObject *data)
+PyObject *
+fl_stream_write(fl_stream *t, PyObject *data)
 {
     bool is_bytes = PyBytes_Check(data);
     int status;
@@ -907,7 +907,7 @@ stream_reset_empty_waiter(fl_stream *t, PyObject *Py_UNUSED(ignored))
 }
 
 PyMethodDef fl_stream_write_methods[] = {
-    {"write", (PyCFunction)stream_write, METH_O, write_doc},
+    {"write", (PyCFunction)fl_stream_write, METH_O, write_doc},
     {"writelines", (PyCFunction)stream_writelines, METH_O, writelines_doc},
     {"write_eof", (PyCFunction)stream_write_eof, METH_NOARGS, write_eof_doc},
     {"can_write_eof", (PyCFunction)stream_can_write_eof, METH_NOARGS, can_write_eof_doc},

@@ -126,13 +126,13 @@ receive_and_append(fl_stream *t, PyObject *buffer, ssize_t *n)
 
 /* waiter.set_result(None) unless it is cancelled */
 static int
-finish_waiter(fl_stream *t, PyObject *waiter)
+finish_waiter(fl_state *st, PyObject *waiter)
 {
-    fl_stream_state *ss = t->st->stream;
+    fl_stream_state *ss = st->stream;
     PyObject *result;
     int cancelled;
 
-    if (Py_IS_TYPE(waiter, t->st->FutureType)) {
+    if (Py_IS_TYPE(waiter, st->FutureType)) {
         fl_future *future = (fl_future *)waiter;
         return future->state == FL_CANCELLED ? 0 : fl_future_set_result(future, Py_None);
     }
@@ -149,9 +149,9 @@ finish_waiter(fl_stream *t, PyObject *waiter)
 
 /* StreamReader._wakeup_waiter */
 static int
-wake_waiter(fl_stream *t, PyObject *reader)
+wake_waiter(fl_state *st, PyObject *reader)
 {
-    fl_stream_state *ss = t->st->stream;
+    fl_stream_state *ss = st->stream;
     PyObject *waiter = PyObject_GetAttr(reader, ss->str__waiter);
     int status = -1;
 
@@ -162,7 +162,7 @@ wake_waiter(fl_stream *t, PyObject *reader)
         status = 0;
     }
     else if (PyObject_SetAttr(reader, ss->str__waiter, Py_None) == 0) {
-        status = finish_waiter(t, waiter);
+        status = finish_waiter(st, waiter);
     }
     Py_DECREF(waiter);
     return status;
@@ -170,9 +170,8 @@ wake_waiter(fl_stream *t, PyObject *reader)
 
 /* reader._transport.pause_reading(), which some transports do not have. */
 static int
-pause_transport(fl_stream *t, PyObject *reader, PyObject *transport)
+pause_transport(fl_stream_state *ss, fl_stream *t, PyObject *reader, PyObject *transport)
 {
-    fl_stream_state *ss = t->st->stream;
     PyObject *result;
 
     if (transport == (PyObject *)t) {
@@ -226,9 +225,8 @@ over_limit(fl_stream_state *ss, PyObject *reader, Py_ssize_t total)
 
 /* The end of StreamReader.feed_data: pause a transport that is too fast. */
 static int
-maybe_pause(fl_stream *t, PyObject *reader, Py_ssize_t total)
+maybe_pause(fl_stream_state *ss, fl_stream *t, PyObject *reader, Py_ssize_t total)
 {
-    fl_stream_state *ss = t->st->stream;
     PyObject *transport = NULL, *paused = NULL;
     int is_paused, status = over_limit(ss, reader, total);
 
@@ -244,7 +242,7 @@ maybe_pause(fl_stream *t, PyObject *reader, Py_ssize_t total)
     paused = PyObject_GetAttr(reader, ss->str__paused);
     is_paused = paused == NULL ? -1 : PyObject_IsTrue(paused);
     if (is_paused >= 0) {
-        status = is_paused ? 0 : pause_transport(t, reader, transport);
+        status = is_paused ? 0 : pause_transport(ss, t, reader, transport);
     }
 done:
     Py_XDECREF(transport);
@@ -252,47 +250,52 @@ done:
     return status;
 }
 
-/* StreamReader.feed_data() of what is received. */
-static int
-read_into(fl_stream *t, PyObject *reader, ssize_t *n)
+int
+fl_streams_fed(fl_state *st, fl_stream *t, PyObject *reader, Py_ssize_t total)
 {
-    fl_stream_state *ss = t->st->stream;
-    PyObject *buffer = open_buffer(ss, reader);
-    size_t room = fl_stream_expected(t);
-    int error, done;
+    return wake_waiter(st, reader) < 0 || maybe_pause(st->stream, t, reader, total) < 0 ? -1
+                                                                                       : 0;
+}
 
-    if (buffer == NULL) {
-        return 0;
+bool
+fl_streams_open(fl_state *st, PyObject *protocol, PyObject **reader, PyObject **buffer)
+{
+    fl_stream_state *ss = st->stream;
+
+    *buffer = NULL;
+    if (!is_stock_method(protocol, ss->str_data_received, ss->data_received) ||
+        stream_reader(ss, protocol, reader) <= 0) {
+        return false;
     }
-    done = room > 0 ? receive_in_place(t, buffer, room, n)
-                    : receive_and_append(t, buffer, n);
-    error = errno;
-    if (done > 0 && *n > 0 &&
-        (wake_waiter(t, reader) < 0 ||
-         maybe_pause(t, reader, PyByteArray_GET_SIZE(buffer)) < 0)) {
-        done = -1;
+    if (Py_IS_TYPE(*reader, ss->StreamReader) &&
+        is_stock_method(*reader, ss->str_feed_data, ss->feed_data)) {
+        *buffer = open_buffer(ss, *reader);
     }
-    Py_DECREF(buffer);
-    errno = error;
-    return done;
+    if (*buffer == NULL) {
+        Py_CLEAR(*reader);
+    }
+    return *buffer != NULL;
 }
 
 int
 fl_streams_read(fl_stream *t, ssize_t *n)
 {
-    fl_stream_state *ss = t->st->stream;
-    PyObject *reader = NULL;
-    int done = 0, error;
+    PyObject *reader, *buffer;
+    size_t room;
+    int done, error;
 
-    if (!is_stock_method(t->protocol, ss->str_data_received, ss->data_received) ||
-        stream_reader(ss, t->protocol, &reader) <= 0) {
+    if (!fl_streams_open(t->st, t->protocol, &reader, &buffer)) {
         return 0;
     }
-    if (Py_IS_TYPE(reader, ss->StreamReader) &&
-        is_stock_method(reader, ss->str_feed_data, ss->feed_data)) {
-        done = read_into(t, reader, n);
-    }
+    room = fl_stream_expected(t);
+    done = room > 0 ? receive_in_place(t, buffer, room, n)
+                    : receive_and_append(t, buffer, n);
     error = errno;
+    if (done > 0 && *n > 0 &&
+        fl_streams_fed(t->st, t, reader, PyByteArray_GET_SIZE(buffer)) < 0) {
+        done = -1;
+    }
+    Py_DECREF(buffer);
     Py_DECREF(reader);
     errno = error;
     return done;
