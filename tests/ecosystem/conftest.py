@@ -7,16 +7,31 @@ The compatibility table in the documentation is made from those lines.
 
 import asyncio
 import importlib.metadata
+import importlib.util
 import json
 import os
 import platform
+import re
 import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
 
 import pytest
 
 import fastloop
 
 FACTORIES = {"asyncio": asyncio.SelectorEventLoop, "fastloop": fastloop.new_event_loop}
+
+APPS = Path(__file__).parent / "apps"
+
+# A program does not outlive a test run that is killed.
+WITH_US = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
 
 # What the tests on fastloop came to: {library: [passed or not, ...]}.
 OUTCOMES = pytest.StashKey[dict]()
@@ -104,3 +119,107 @@ def many_files():
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, hard), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+class Program:
+    """A Python program with all that it starts, in a process group of its own; its output is read as it comes."""
+
+    def __init__(self, *arguments, cwd=APPS, **environment):
+        # What was imported here can be imported there, whatever PYTHONSAFEPATH says.
+        paths = [Path(fastloop.__file__).parent.parent, cwd, os.environ.get("PYTHONPATH", "")]
+        environment = {"PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join(map(str, paths)), **environment}
+        self.process = subprocess.Popen(
+            [*WITH_US, sys.executable, *map(str, arguments)],
+            cwd=cwd,
+            env=os.environ | environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        self.lines, self.ended, self.news = [], False, threading.Condition()
+        self.reader = threading.Thread(target=self._read)
+        self.reader.start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            with self.news:
+                self.lines.append(line)
+                self.news.notify_all()
+        with self.news:
+            self.ended = True
+            self.news.notify_all()
+
+    @property
+    def output(self):
+        return "".join(self.lines)
+
+    def expect(self, pattern, times=1):
+        """Wait until `pattern` has been printed `times` times; the matches."""
+        with self.news:
+            self.news.wait_for(lambda: self.ended or len(re.findall(pattern, self.output)) >= times, timeout=60)
+            matches = list(re.finditer(pattern, self.output))
+        assert len(matches) >= times, f"waited for {pattern!r}, got:\n{self.output}"
+        return matches
+
+    def port(self, pattern=r"https?://127\.0\.0\.1:(\d+)"):
+        """The port that the program says it listens on, once it does: some print it before."""
+        port, deadline = int(self.expect(pattern)[0][1]), time.monotonic() + 60
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port)).close()
+                return port
+            except ConnectionRefusedError:
+                assert time.monotonic() < deadline, self.output
+                time.sleep(0.01)
+
+    def stop(self, number=signal.SIGTERM, status=0):
+        """Send the signal, check that the program ends with `status` and without a traceback; all it printed."""
+        self.process.send_signal(number)
+        return self.finish(status)
+
+    def finish(self, status=0):
+        assert self.process.wait(60) == status, self.output
+        self.reader.join(60)  # ends when no child of the program is left
+        assert not self.reader.is_alive(), f"a child outlived the program:\n{self.output}"
+        assert "Traceback (most" not in self.output, self.output
+        return self.output
+
+    def clean_up(self):
+        try:
+            os.killpg(self.process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        self.process.wait()
+        self.reader.join()
+        self.process.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def apps():
+    """The folder of the programs that tests start."""
+    return APPS
+
+
+@pytest.fixture(scope="session")
+def asgi_app():
+    """apps/asgi_app.py as a module."""
+    spec = importlib.util.spec_from_file_location("asgi_app", APPS / "asgi_app.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def start():
+    """start(ARGUMENT...): a Python program that is gone when the test is over."""
+    programs = []
+
+    def start(*arguments, **kwargs):
+        programs.append(Program(*arguments, **kwargs))
+        return programs[-1]
+
+    yield start
+    for program in programs:
+        program.clean_up()

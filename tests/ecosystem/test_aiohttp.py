@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import signal
 import sys
 from contextlib import asynccontextmanager
 
@@ -220,3 +221,78 @@ def test_errors_reach_the_client_and_the_server_lives_on(run, application):
                 await get(session, base + "/page/1")
 
     run(main)
+
+
+def test_files(run, tmp_path):
+    """A file goes out by loop.sendfile(): whole, in ranges, and to a client that leaves half-way."""
+    data = b"".join(page(number) for number in range(200))
+    (tmp_path / "data").write_bytes(data)
+
+    async def part(session, start, stop):
+        async with session.get("/files/data", headers={"Range": f"bytes={start}-{stop - 1}"}) as response:
+            assert (response.status, await response.read()) == (206, data[start:stop])
+
+    async def leave(session):
+        async with session.get("/files/data") as response:
+            assert await response.content.readexactly(100) == data[:100]
+
+    async def main():
+        app = web.Application()
+        app.router.add_static("/files", tmp_path)
+        async with client_of(app) as session:
+            parts = [part(session, n * 10_000, n * 17_000 + 1) for n in range(100)]
+            bodies, *_ = await asyncio.gather(get(session, "/files/data"), *parts, leave(session), leave(session))
+            assert bodies == data
+            assert await get(session, "/files/data") == data
+
+    run(main)
+
+
+def test_unix_socket(run, application, tmp_path):
+    async def main():
+        runner = web.AppRunner(application)
+        await runner.setup()
+        path = str(tmp_path / "socket")
+        await web.UnixSite(runner, path).start()
+        connector = aiohttp.UnixConnector(path, limit=10)
+        async with aiohttp.ClientSession("http://localhost", connector=connector) as session:
+            bodies = await asyncio.gather(*(get(session, f"/page/{n}") for n in range(100)))
+        assert bodies == [page(n) for n in range(100)]
+        await runner.cleanup()
+
+    run(main)
+
+
+def test_timeouts_and_cancellation_leave_the_client_usable(run, application):
+    async def main():
+        async with client_of(application) as session:
+            with pytest.raises(TimeoutError):
+                await session.get("/together/1", timeout=aiohttp.ClientTimeout(sock_read=0.05))
+            calls = [asyncio.create_task(get(session, "/together/1")) for _ in range(20)]
+            await asyncio.sleep(0)
+            for call in calls:
+                call.cancel()
+            assert all(isinstance(e, asyncio.CancelledError) for e in await asyncio.gather(*calls, return_exceptions=True))
+            bodies = await asyncio.gather(*(get(session, f"/page/{n}") for n in range(50)))
+            assert bodies == [page(n) for n in range(50)]
+
+    run(main)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_run_app(run, loop_name, start, asgi_app, number):
+    """A program of its own; on the signal it answers what is under way, cleans up and exits 0."""
+    program = start("aiohttp_app.py", loop_name, 0)
+    port = program.port()
+
+    async def main():
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as session:
+            assert (b"fastloop.Loop" in await get(session, "/where")) == (loop_name == "fastloop")
+            bodies = await asyncio.gather(*(get(session, f"/page/{n}") for n in range(100)))
+            assert bodies == [asgi_app.page(n) for n in range(100)]
+            slow = await session.get("/slow/0.3")
+            program.process.send_signal(number)
+            assert await slow.read() == b"slow"
+
+    run(main)
+    assert "shut down\n" in program.finish()

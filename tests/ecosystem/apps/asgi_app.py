@@ -1,11 +1,13 @@
 """ASGI applications for uvicorn, the same paths in plain ASGI, Starlette and FastAPI.
 
-/page/N answers with a body made from N, /echo with the request's body, /where with the loop and task the
-handler runs in; in plain ASGI /slow/SECONDS sends half its body at once and the rest after that time. Run as a program: uvicorn.run(APP, loop=LOOP, http=HTTP).
+/page/N answers with a body made from N, /echo with the request's body, /where with the loop and task that the handler
+runs in and the process. In plain ASGI /slow/SECONDS sends half its body at once and the rest after that time. FastAPI also has
+a websocket, streams and background tasks. Run as a program: uvicorn.run(APP, loop=LOOP, http=HTTP).
 """
 
 import asyncio
 import hashlib
+import os
 import sys
 
 
@@ -15,7 +17,8 @@ def page(number):
 
 def where():
     types = type(asyncio.get_running_loop()), type(asyncio.current_task())
-    return " ".join(f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}" for kind in types)
+    names = [f"{kind.__module__.partition('.')[0]}.{kind.__qualname__}" for kind in types]
+    return " ".join([*names, str(os.getpid())])
 
 
 async def read_body(receive):
@@ -89,7 +92,8 @@ def make_starlette():
 
 
 def make_fastapi():
-    from fastapi import Depends, FastAPI, Request, Response
+    from fastapi import BackgroundTasks, Depends, FastAPI, Request, Response, WebSocket, WebSocketDisconnect
+    from fastapi.responses import StreamingResponse
 
     app = FastAPI(lifespan=make_lifespan())
 
@@ -107,6 +111,40 @@ def make_fastapi():
     @app.get("/where")
     async def get_where():
         return Response(where())
+
+    @app.get("/stream/{count}")
+    async def stream(count: int):
+        async def pages():
+            for number in range(count):
+                yield page(number)
+                await asyncio.sleep(0)
+
+        return StreamingResponse(pages())
+
+    done = []
+
+    async def note(word):
+        await asyncio.sleep(0)
+        done.append(word)
+
+    @app.post("/background/{word}")
+    async def background(word: str, tasks: BackgroundTasks):
+        tasks.add_task(note, word)
+        tasks.add_task(done.append, f"{word} again")  # not async: in a thread
+        return "accepted"
+
+    @app.get("/background")
+    async def get_done():
+        return done
+
+    @app.websocket("/reverse")
+    async def reverse(socket: WebSocket):
+        await socket.accept()
+        try:
+            while True:
+                await socket.send_text((await socket.receive_text())[::-1])
+        except WebSocketDisconnect as disconnect:
+            print("websocket closed with", disconnect.code, flush=True)
 
     return app
 
