@@ -117,10 +117,24 @@ fl_loop_flush_later(fl_loop *loop, fl_flush *f)
     loop->flush_tail = f;
 }
 
+/* Large messages come and go by malloc() and free(). As soon as 128 KiB are free at
+ * the heap's end glibc gives them back to the kernel, and each page of the next
+ * message is a page fault. Freeing one block that was mapped teaches it to keep up
+ * to twice that block's size (mallopt(3), M_MMAP_THRESHOLD: dynamic). */
+static void
+keep_freed_memory(void)
+{
+    enum { ONCE_FREED = 1024 * 1024 };
+    volatile char *block = PyMem_RawMalloc(ONCE_FREED); /* volatile: not optimized out */
+
+    PyMem_RawFree((void *)block);
+}
+
 char *
 fl_loop_recv_buffer(fl_loop *loop)
 {
     if (loop->recv_buffer == NULL) {
+        keep_freed_memory();
         loop->recv_buffer = PyMem_Malloc(FL_RECV_BUFFER_SIZE);
         if (loop->recv_buffer == NULL) {
             PyErr_NoMemory();
