@@ -140,6 +140,7 @@ schedule_connection_lost(fl_stream *t, PyObject *exc)
 int
 fl_stream_close(fl_stream *t)
 {
+    fl_stream_settle(t);
     if (t->closing) {
         return 0;
     }
@@ -159,6 +160,7 @@ fl_stream_close(fl_stream *t)
 int
 fl_stream_force_close(fl_stream *t, PyObject *exc)
 {
+    fl_stream_settle(t);
     if (t->conn_lost) {
         return 0;
     }
@@ -251,6 +253,7 @@ fl_stream_connection_lost(fl_stream *t, PyObject *exc)
         fl_stream_release_socket(t);
         fail_empty_waiter(t);
         Py_CLEAR(t->protocol);
+        Py_CLEAR(t->read_waiter);
         Py_CLEAR(t->loop);
     }
     Py_DECREF(t);
@@ -272,6 +275,7 @@ fl_stream_set_protocol(fl_stream *t, PyObject *protocol)
     if (buffered < 0) {
         return -1;
     }
+    fl_stream_settle(t);
     t->buffered = buffered;
     t->stock = Py_IS_TYPE(protocol, ss->StreamReaderProtocol);
     t->tls = fl_tls_check(t->st, protocol);
@@ -280,18 +284,13 @@ fl_stream_set_protocol(fl_stream *t, PyObject *protocol)
     return 0;
 }
 
-/* Where the socket object keeps its fd: behind its head, which is checked by the
- * value found there. It tells us when somebody closed the object. */
-static const int *
-find_sock_fd(fl_stream_state *ss, PyObject *sock, int fd)
+const int *
+fl_find_sock_fd(fl_state *st, PyObject *sock, int fd)
 {
     const int *inside = (const int *)((const char *)sock + sizeof(PyObject));
+    Py_ssize_t needed = (Py_ssize_t)(sizeof(PyObject) + sizeof(int));
 
-    if (ss->RawSocketType->tp_basicsize < (Py_ssize_t)(sizeof(PyObject) + sizeof(int)) ||
-        *inside != fd) {
-        return NULL;
-    }
-    return inside;
+    return st->stream->RawSocketType->tp_basicsize < needed || *inside != fd ? NULL : inside;
 }
 
 typedef int (*address_call)(int, struct sockaddr *, socklen_t *);
@@ -406,7 +405,7 @@ allocate(fl_loop *loop, PyObject *sock, int fd)
     t->loop = (fl_loop *)Py_NewRef(loop);
     t->sock = Py_NewRef(sock);
     t->fd = fd;
-    t->sock_fd = find_sock_fd(ss, sock, fd);
+    t->sock_fd = fl_find_sock_fd(loop->st, sock, fd);
     t->high_water = 64 * 1024;
     t->low_water = 16 * 1024;
     t->write_turn = UINT64_MAX;

@@ -7,6 +7,7 @@
  *   stream_read.c    events of the socket, reading, pausing
  *   stream_write.c   writing, what waits to be sent, flow control
  *   streams_fast.c   received bytes straight into an asyncio.StreamReader
+ *   streams_read.c   StreamReader.read() straight from the socket
  *   server.c         accepting
  */
 #ifndef FASTLOOP_STREAM_H
@@ -50,6 +51,7 @@ typedef struct {
     PyObject *context;  /* owned contextvars.Context that the protocol is called in */
     PyObject *loop_context; /* owned: 3.15's context= argument, or NULL */
     PyObject *empty_waiter; /* owned future of _make_empty_waiter(), or NULL */
+    fl_future *read_waiter; /* owned future of a StreamReader.read(), or NULL */
     PyObject *high_object, *low_object; /* owned: water marks that are not ints, or NULL */
     Py_ssize_t high_water, low_water;   /* bytes */
     fl_watch watch;
@@ -73,6 +75,7 @@ typedef struct {
     bool blocked;        /* the kernel took less than it was given: await FL_WRITE */
     bool readable;       /* there may be more to read than events told */
     bool hung_up;        /* the peer ended: read until the kernel says so */
+    bool offered;        /* a StreamReader.read() was woken to receive for itself */
     bool lent;           /* the fd is watched by somebody else (sendfile) */
 } fl_stream;
 
@@ -86,8 +89,10 @@ typedef struct fl_stream_state {
     PyObject *SelectorLoop;       /* asyncio.selector_events.BaseSelectorEventLoop */
     PyTypeObject *StreamReaderProtocol;
     PyTypeObject *StreamReader;
+    PyTypeObject *OurStreamReader; /* fastloop._streams.StreamReader, or NULL: not imported yet */
     PyObject *data_received;      /* StreamReaderProtocol.data_received as imported */
     PyObject *feed_data;          /* StreamReader.feed_data as imported */
+    PyObject *reader_read;        /* StreamReader.read as imported */
     PyObject *accept_retry_delay; /* asyncio.constants.ACCEPT_RETRY_DELAY */
 
 #define FL_STREAM_NAMES(X)                                                       \
@@ -100,10 +105,14 @@ typedef struct fl_stream_state {
     X(_transports) X(is_closing) X(_call_connection_lost)                        \
     X(_make_socket_transport) X(_accept_connection) X(_accept_connection2)       \
     X(_start_serving) X(call_later) X(create_task) X(debug) X(family) X(type)    \
-    X(proto) X(data)
+    X(proto) X(data) X(read) X(__class__) X(_exception) X(_loop)
 #define FL_STREAM_NAME_FIELD(name) PyObject *str_##name;
     FL_STREAM_NAMES(FL_STREAM_NAME_FIELD)
 #undef FL_STREAM_NAME_FIELD
+
+    /* Not objects. tp_version_tag of asyncio's stream classes when their methods were
+     * last seen to be those imported: it changes with any attribute of a class. */
+    unsigned protocol_version, reader_version, our_reader_version, read_version;
 } fl_stream_state;
 
 /* stream_type.c. Register the type and the Loop methods of these files; and the
@@ -143,6 +152,10 @@ int fl_stream_connection_lost(fl_stream *t, PyObject *exc);
 /* Stop watching, close the socket and tell the server; errors are printed. */
 void fl_stream_release_socket(fl_stream *t);
 
+/* Where a socket.socket keeps its fd: behind its head, which is checked by the value
+ * found there. It tells us when somebody closed the object. NULL: not there. */
+const int *fl_find_sock_fd(fl_state *st, PyObject *sock, int fd);
+
 /* The fd is still the one the transport was made with: false with errno EBADF
  * once somebody closed the socket object. */
 bool fl_stream_fd_valid(fl_stream *t);
@@ -166,11 +179,28 @@ int fl_stream_on_event(fl_watch *w, unsigned events);
 /* recv(): -1 with errno. EINTR is tried again. */
 ssize_t fl_stream_receive(fl_stream *t, void *buffer, size_t size);
 
-/* How much room a large read needs, bytes; 0 if the next one may be small. */
+/* What is large: worth to be received where it will stay, bytes. */
+enum { FL_STREAM_LARGE = 32 * 1024 };
+
+/* How much room the next read needs, bytes; 0 if it may be small. */
 size_t fl_stream_expected(fl_stream *t);
+
+/* recv() into an exact bytes object of `room` bytes, cut to size: NULL when there
+ * is none, with *n the result of recv() and errno, or with an exception. */
+PyObject *fl_stream_receive_bytes(fl_stream *t, size_t room, ssize_t *n);
+
+/* What was offered to a read() is received now: before anything that would keep it
+ * from being received later. Can call the protocol, and close the transport. */
+void fl_stream_settle(fl_stream *t);
 
 int fl_stream_pause_reading(fl_stream *t);
 int fl_stream_resume_reading(fl_stream *t);
+
+/* There may be something to read, and somebody to read it. */
+bool fl_stream_may_read(const fl_stream *t);
+
+/* recv() gave -1: 0 if there was nothing, else the transport's end. */
+int fl_stream_receive_failed(fl_stream *t);
 
 static inline bool
 fl_stream_is_reading(const fl_stream *t)
@@ -200,8 +230,10 @@ void fl_chunks_clear(fl_chunks *c);
 /* streams_fast.c */
 
 /* recv() into the StreamReader of a stock protocol. 1: done, with *n (and errno)
- * what recv() gave; 0: nothing was done, the ordinary way must be taken; -1: the
- * exception that data_received() would have raised is set. */
+ * what recv() gave; FL_STREAMS_OFFERED: t->offered is set; 0: nothing was done, the
+ * ordinary way must be taken; -1: the exception that data_received() would have
+ * raised is set. */
+enum { FL_STREAMS_OFFERED = 2 };
 int fl_streams_read(fl_stream *t, ssize_t *n);
 
 /* Where bytes for `protocol`, exactly an asyncio.StreamReaderProtocol, can be put
@@ -213,6 +245,23 @@ bool fl_streams_open(fl_state *st, PyObject *protocol, PyObject **reader,
  * and, if it holds too much (`total` bytes), pause its transport. `t` is that
  * transport if it is one of ours, or NULL. -1 with an exception. */
 int fl_streams_fed(fl_state *st, fl_stream *t, PyObject *reader, Py_ssize_t total);
+/* An open stock reader's bytearray, borrowed from its `attributes`; NULL if the reader
+ * is not one, or takes no more. */
+PyObject *fl_streams_buffer(fl_stream_state *ss, PyObject *reader, PyObject *attributes);
+
+/* `protocol` is a stock one for `reader`, and so are the classes of both. */
+bool fl_streams_feeds(fl_state *st, PyObject *protocol, PyObject *reader);
+
+/* streams_read.c */
+
+/* connection_made() has been called: a stock reader gets our read(). */
+void fl_streams_adopt(fl_stream *t);
+
+/* There is something to read: wake the read() that waits for it. FL_STREAMS_OFFERED,
+ * or 0 if none does or something is in the buffer already; -1 with an exception. */
+int fl_streams_offer(fl_stream *t, PyObject *reader, PyObject *buffer);
+
+extern PyMethodDef fl_streams_module_methods[];
 
 /* The exception that is set, cleared, with its traceback; and the reverse, which
  * takes over the reference. */

@@ -9,7 +9,6 @@
 #include "tls.h"
 
 #include <errno.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 ssize_t
@@ -31,25 +30,23 @@ fl_stream_receive(fl_stream *t, void *buffer, size_t size)
     return n;
 }
 
-/* After a large read the next one is expected to be large too, and worth asking
- * the kernel for its size, to receive it where it will stay. The room is a little
- * more than that, so that a short count still shows that the socket is empty. */
+/* After a large read the next one is expected to be large too, and worth to be
+ * received where it will stay. The room is a little more than the last one took,
+ * so that a short count still shows that the socket is empty, and that reads grow
+ * while there is more. */
 size_t
 fl_stream_expected(fl_stream *t)
 {
-    enum { LARGE = 32 * 1024, MORE = 512 };
-    int waiting = 0;
+    size_t room = t->last_read + t->last_read / 4;
 
-    if (t->last_read < LARGE || ioctl(t->fd, FIONREAD, &waiting) < 0 || waiting < LARGE) {
+    if (t->last_read < FL_STREAM_LARGE) {
         return 0;
     }
-    return waiting < FL_RECV_BUFFER_SIZE - MORE ? (size_t)waiting + MORE
-                                                : FL_RECV_BUFFER_SIZE;
+    return room < FL_RECV_BUFFER_SIZE ? room : FL_RECV_BUFFER_SIZE;
 }
 
-/* recv() gave -1: 0 if there was nothing, else the transport's end. */
-static int
-receive_failed(fl_stream *t)
+int
+fl_stream_receive_failed(fl_stream *t)
 {
     if (errno == EAGAIN || errno == EWOULDBLOCK) {
         t->hung_up = false;
@@ -100,27 +97,16 @@ on_eof(fl_stream *t)
     return 0;
 }
 
-/* Receive into an exact bytes object: NULL when there is none, with *n the result
- * of recv() and errno, or with an exception. */
-static PyObject *
-receive_bytes(fl_stream *t, ssize_t *n)
+PyObject *
+fl_stream_receive_bytes(fl_stream *t, size_t room, ssize_t *n)
 {
-    size_t expected = fl_stream_expected(t);
-    PyObject *bytes;
-    char *buffer;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)room);
 
     *n = -1;
-    errno = 0;
-    if (expected == 0) {
-        buffer = fl_loop_recv_buffer(t->loop);
-        *n = buffer == NULL ? -1 : fl_stream_receive(t, buffer, FL_RECV_BUFFER_SIZE);
-        return *n <= 0 ? NULL : PyBytes_FromStringAndSize(buffer, *n);
-    }
-    bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)expected);
     if (bytes == NULL) {
         return NULL;
     }
-    *n = fl_stream_receive(t, PyBytes_AS_STRING(bytes), expected);
+    *n = fl_stream_receive(t, PyBytes_AS_STRING(bytes), room);
     if (*n <= 0) {
         int error = errno;
         Py_DECREF(bytes);
@@ -131,11 +117,28 @@ receive_bytes(fl_stream *t, ssize_t *n)
     return bytes;
 }
 
+/* The next bytes: as fl_stream_receive_bytes(). */
+static PyObject *
+receive_some(fl_stream *t, ssize_t *n)
+{
+    size_t expected = fl_stream_expected(t);
+    char *buffer;
+
+    if (expected > 0) {
+        return fl_stream_receive_bytes(t, expected, n);
+    }
+    *n = -1;
+    errno = 0;
+    buffer = fl_loop_recv_buffer(t->loop);
+    *n = buffer == NULL ? -1 : fl_stream_receive(t, buffer, FL_RECV_BUFFER_SIZE);
+    return *n <= 0 ? NULL : PyBytes_FromStringAndSize(buffer, *n);
+}
+
 /* recv() gave no data: the end, or an error in errno. */
 static int
 received_nothing(fl_stream *t, ssize_t n)
 {
-    return n == 0 ? on_eof(t) : receive_failed(t);
+    return n == 0 ? on_eof(t) : fl_stream_receive_failed(t);
 }
 
 /* Protocol: one exact bytes object a read. */
@@ -145,7 +148,7 @@ read_ready_data(fl_stream *t)
     PyObject *bytes, *protocol, *result;
     ssize_t n;
 
-    bytes = receive_bytes(t, &n);
+    bytes = receive_some(t, &n);
     if (bytes == NULL) {
         return PyErr_Occurred()
                    ? fl_stream_fatal(t, "Fatal read error on socket transport")
@@ -169,6 +172,9 @@ read_ready_stock(fl_stream *t)
     ssize_t n = -1;
     int done = fl_streams_read(t, &n);
 
+    if (done == FL_STREAMS_OFFERED) {
+        return 0;
+    }
     if (done == 0) {
         return read_ready_data(t);
     }
@@ -267,13 +273,13 @@ read_ready_buffer(fl_stream *t)
     }
     if (n < 0) {
         errno = error;
-        return receive_failed(t);
+        return fl_stream_receive_failed(t);
     }
     return n == 0 ? on_eof(t) : buffer_updated(t, n);
 }
 
-static bool
-may_read(const fl_stream *t)
+bool
+fl_stream_may_read(const fl_stream *t)
 {
     return t->started && t->readable && fl_stream_is_reading(t) && !t->no_more_reads &&
            t->conn_lost == 0;
@@ -287,10 +293,22 @@ read_ready(fl_stream *t)
                  : t->stock    ? read_ready_stock(t)
                                : read_ready_data(t);
 
-    if (status == 0 && may_read(t)) {
+    if (status == 0 && fl_stream_may_read(t) && !t->offered) {
         status = fl_watch_queue(t->loop, &t->watch, FL_READ);
     }
     return status;
+}
+
+void
+fl_stream_settle(fl_stream *t)
+{
+    if (!t->offered) {
+        return;
+    }
+    t->offered = false;
+    if (fl_stream_may_read(t) && read_ready(t) < 0) {
+        PyErr_WriteUnraisable((PyObject *)t);
+    }
 }
 
 /* connection_made() has been called: read from now on, and wake who waits for the
@@ -303,6 +321,7 @@ start(fl_stream *t)
     t->started = true;
     if (t->loop != NULL) {
         fl_stream_update_hold(t);
+        fl_streams_adopt(t);
     }
     if (waiter == NULL) {
         return 0;
@@ -322,14 +341,14 @@ handle_events(fl_stream *t, PyObject *loop, unsigned events)
 
     if (events & FL_STREAM_START) {
         status = start(t);
-        if (status == 0 && may_read(t)) { /* behind what connection_made() scheduled */
+        if (status == 0 && fl_stream_may_read(t)) { /* behind what connection_made() scheduled */
             status = fl_watch_queue(t->loop, &t->watch, FL_READ);
         }
         if (status < 0) {
             status = fl_stream_report(t, loop, "Exception in starting a transport");
         }
     }
-    else if (may_read(t)) {
+    else if (fl_stream_may_read(t)) {
         status = read_ready(t);
         if (status < 0) {
             status = fl_stream_report(t, loop, "Exception in reading from a transport");
@@ -360,7 +379,7 @@ fl_stream_on_event(fl_watch *w, unsigned events)
     if (events & (FL_HANGUP | FL_EOF)) {
         t->hung_up = true;
     }
-    if (!(events & FL_STREAM_START) && !may_read(t) && !t->blocked) {
+    if (!(events & FL_STREAM_START) && !fl_stream_may_read(t) && !t->blocked) {
         return 0;
     }
     loop = Py_NewRef(t->loop);
@@ -385,6 +404,10 @@ fl_stream_pause_reading(fl_stream *t)
     if (!fl_stream_is_reading(t)) {
         return 0;
     }
+    fl_stream_settle(t);
+    if (!fl_stream_is_reading(t)) {
+        return 0;
+    }
     t->paused = true;
     fl_stream_update_hold(t);
     return fl_stream_log_debug(t, "%r pauses reading");
@@ -401,7 +424,7 @@ fl_stream_resume_reading(fl_stream *t)
     t->readable |= t->hung_up;
     if (t->conn_lost == 0) {
         fl_stream_update_hold(t);
-        if (may_read(t) && fl_watch_queue(t->loop, &t->watch, FL_READ) < 0) {
+        if (fl_stream_may_read(t) && fl_watch_queue(t->loop, &t->watch, FL_READ) < 0) {
             return -1;
         }
     }

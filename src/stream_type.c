@@ -308,6 +308,7 @@ stream_traverse(fl_stream *t, visitproc visit, void *arg)
     Py_VISIT(t->context);
     Py_VISIT(t->loop_context);
     Py_VISIT(t->empty_waiter);
+    Py_VISIT(t->read_waiter);
     Py_VISIT(t->high_object);
     Py_VISIT(t->low_object);
     return 0;
@@ -333,6 +334,7 @@ stream_clear(fl_stream *t)
     Py_CLEAR(t->context);
     Py_CLEAR(t->loop_context);
     Py_CLEAR(t->empty_waiter);
+    Py_CLEAR(t->read_waiter);
     Py_CLEAR(t->high_object);
     Py_CLEAR(t->low_object);
     Py_CLEAR(t->extra);
@@ -464,7 +466,10 @@ import_asyncio(fl_stream_state *ss)
     ss->data_received =
         PyObject_GetAttrString((PyObject *)ss->StreamReaderProtocol, "data_received");
     ss->feed_data = PyObject_GetAttrString((PyObject *)ss->StreamReader, "feed_data");
-    return ss->data_received == NULL || ss->feed_data == NULL ? -1 : 0;
+    ss->reader_read = PyObject_GetAttrString((PyObject *)ss->StreamReader, "read");
+    return ss->data_received == NULL || ss->feed_data == NULL || ss->reader_read == NULL
+               ? -1
+               : 0;
 }
 
 static int
@@ -515,14 +520,15 @@ fl_stream_init(PyObject *module, fl_state *st)
 #undef FL_STREAM_INTERN
     if (import_asyncio(ss) < 0 || make_type(module, ss) < 0 ||
         add_methods(st->LoopType, fl_stream_loop_methods) < 0 ||
-        add_methods(st->LoopType, fl_server_loop_methods) < 0) {
+        add_methods(st->LoopType, fl_server_loop_methods) < 0 ||
+        PyModule_AddFunctions(module, fl_streams_module_methods) < 0) {
         return -1;
     }
     return 0;
 }
 
-/* Every field of fl_stream_state is an object. */
-enum { STATE_OBJECTS = sizeof(fl_stream_state) / sizeof(PyObject *) };
+/* The fields of fl_stream_state that are objects. */
+enum { STATE_OBJECTS = offsetof(fl_stream_state, protocol_version) / sizeof(PyObject *) };
 
 int
 fl_stream_state_traverse(fl_state *st, visitproc visit, void *arg)

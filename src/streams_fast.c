@@ -5,27 +5,64 @@
  * on the object), received bytes are appended to the reader's bytearray and its
  * waiter is woken: what StreamReaderProtocol.data_received() and
  * StreamReader.feed_data() do, without a bytes object or a Python frame. The
- * attributes of the reader stay the truth, so all its other methods are asyncio's.
+ * attributes of the reader stay the truth, so all its other methods are asyncio's;
+ * they are looked up in its __dict__, as no class attribute can be in their place
+ * while the classes are what they were when asyncio was imported.
  */
 #include "stream.h"
 
 #include <errno.h>
 
-/* object.<name> is the method that its class had when asyncio was imported. */
-static bool
-is_stock_method(PyObject *object, PyObject *name, PyObject *function)
-{
-    PyObject *method = PyObject_GetAttr(object, name);
-    bool stock = false;
+/* ---- are these the stock classes? ----------------------------------------- */
 
-    if (method == NULL) {
+/* type.<name> is `value`, whatever else has changed since *version. */
+static bool
+class_is_stock(PyTypeObject *type, PyObject *name, PyObject *value, unsigned *version)
+{
+    PyObject *found;
+
+    if (type == NULL || (type->tp_version_tag != 0 && type->tp_version_tag == *version)) {
+        return true;
+    }
+    found = PyObject_GetAttr((PyObject *)type, name);
+    if (found != value) {
         PyErr_Clear();
+        Py_XDECREF(found);
         return false;
     }
-    stock = PyMethod_Check(method) && PyMethod_GET_FUNCTION(method) == function &&
-            PyMethod_GET_SELF(method) == object;
-    Py_DECREF(method);
-    return stock;
+    Py_DECREF(found);
+    *version = type->tp_version_tag;
+    return true;
+}
+
+static bool
+classes_are_stock(fl_stream_state *ss)
+{
+    return class_is_stock(ss->StreamReaderProtocol, ss->str_data_received, ss->data_received,
+                          &ss->protocol_version) &&
+           class_is_stock(ss->StreamReader, ss->str_feed_data, ss->feed_data,
+                          &ss->reader_version) &&
+           class_is_stock(ss->OurStreamReader, ss->str_feed_data, ss->feed_data,
+                          &ss->our_reader_version);
+}
+
+/* A borrowed reference out of an object's __dict__, or NULL. */
+static PyObject *
+attribute(PyObject *attributes, PyObject *name)
+{
+    PyObject *value = PyDict_GetItemWithError(attributes, name);
+
+    if (value == NULL) {
+        PyErr_Clear(); /* names are str: there is none */
+    }
+    return value;
+}
+
+static int
+missing(PyObject *name)
+{
+    PyErr_SetObject(PyExc_AttributeError, name);
+    return -1;
 }
 
 /* A strong reference to what a weakref refers to; NULL if it is gone. */
@@ -44,45 +81,81 @@ dereference(PyObject *weakref)
 #endif
 }
 
-/* protocol._stream_reader: 1 and an owned reader, 0 if there is none any more, -1
- * if this protocol is not for us. */
-static int
-stream_reader(fl_stream_state *ss, PyObject *protocol, PyObject **reader)
-{
-    PyObject *weakref = PyObject_GetAttr(protocol, ss->str__stream_reader_wr);
-    int found = -1;
-
-    if (weakref == NULL) {
-        PyErr_Clear();
-        return -1;
-    }
-    if (weakref == Py_None) {
-        found = 0;
-    }
-    else if (PyWeakref_CheckRefExact(weakref)) {
-        *reader = dereference(weakref);
-        found = *reader != NULL;
-    }
-    Py_DECREF(weakref);
-    return found;
-}
-
-/* The reader's bytearray, owned; NULL if the reader is not for us. */
+/* The reader of a stock protocol, owned; NULL if there is none, or the protocol has a
+ * data_received() of its own. */
 static PyObject *
-open_buffer(fl_stream_state *ss, PyObject *reader)
+reader_of(fl_stream_state *ss, PyObject *protocol)
 {
-    PyObject *eof = PyObject_GetAttr(reader, ss->str__eof);
-    PyObject *buffer = PyObject_GetAttr(reader, ss->str__buffer);
+    PyObject *attributes = PyObject_GenericGetDict(protocol, NULL);
+    PyObject *weakref, *reader = NULL;
 
-    if (eof == NULL || buffer == NULL) {
+    if (attributes == NULL) {
+        PyErr_Clear();
+        return NULL;
+    }
+    weakref = attribute(attributes, ss->str__stream_reader_wr);
+    if (weakref != NULL && PyWeakref_CheckRefExact(weakref) &&
+        attribute(attributes, ss->str_data_received) == NULL) {
+        reader = dereference(weakref);
+    }
+    Py_DECREF(attributes);
+    return reader;
+}
+
+static bool
+is_stock_reader(fl_stream_state *ss, PyObject *reader)
+{
+    return Py_IS_TYPE(reader, ss->StreamReader) || Py_IS_TYPE(reader, ss->OurStreamReader);
+}
+
+PyObject *
+fl_streams_buffer(fl_stream_state *ss, PyObject *reader, PyObject *attributes)
+{
+    PyObject *buffer = NULL;
+
+    if (is_stock_reader(ss, reader) && attribute(attributes, ss->str_feed_data) == NULL &&
+        attribute(attributes, ss->str__eof) == Py_False) {
+        buffer = attribute(attributes, ss->str__buffer);
+    }
+    return buffer != NULL && PyByteArray_CheckExact(buffer) ? buffer : NULL;
+}
+
+bool
+fl_streams_feeds(fl_state *st, PyObject *protocol, PyObject *reader)
+{
+    PyObject *fed = NULL;
+
+    if (classes_are_stock(st->stream)) {
+        fed = reader_of(st->stream, protocol);
+    }
+    Py_XDECREF(fed);
+    return fed != NULL && fed == reader;
+}
+
+bool
+fl_streams_open(fl_state *st, PyObject *protocol, PyObject **reader, PyObject **buffer)
+{
+    PyObject *attributes = NULL;
+
+    *buffer = *reader = NULL;
+    if (classes_are_stock(st->stream)) {
+        *reader = reader_of(st->stream, protocol);
+    }
+    if (*reader != NULL && is_stock_reader(st->stream, *reader)) {
+        attributes = PyObject_GenericGetDict(*reader, NULL);
         PyErr_Clear();
     }
-    if (eof != Py_False || buffer == NULL || !PyByteArray_CheckExact(buffer)) {
-        Py_CLEAR(buffer);
+    if (attributes != NULL) {
+        *buffer = Py_XNewRef(fl_streams_buffer(st->stream, *reader, attributes));
+        Py_DECREF(attributes);
     }
-    Py_XDECREF(eof);
-    return buffer;
+    if (*buffer == NULL) {
+        Py_CLEAR(*reader);
+    }
+    return *buffer != NULL;
 }
+
+/* ---- receiving ------------------------------------------------------------ */
 
 /* recv() behind what the bytearray holds, without a copy. */
 static int
@@ -124,6 +197,8 @@ receive_and_append(fl_stream *t, PyObject *buffer, ssize_t *n)
     return 1;
 }
 
+/* ---- StreamReader.feed_data() behind the append ---------------------------- */
+
 /* waiter.set_result(None) unless it is cancelled */
 static int
 finish_waiter(fl_state *st, PyObject *waiter)
@@ -149,22 +224,22 @@ finish_waiter(fl_state *st, PyObject *waiter)
 
 /* StreamReader._wakeup_waiter */
 static int
-wake_waiter(fl_state *st, PyObject *reader)
+wake_waiter(fl_state *st, PyObject *attributes)
 {
-    fl_stream_state *ss = st->stream;
-    PyObject *waiter = PyObject_GetAttr(reader, ss->str__waiter);
-    int status = -1;
+    PyObject *name = st->stream->str__waiter, *waiter = attribute(attributes, name);
+    int status = 0;
 
     if (waiter == NULL) {
-        return -1;
+        return missing(name);
     }
-    if (waiter == Py_None) {
-        status = 0;
+    if (waiter != Py_None) {
+        Py_INCREF(waiter);
+        status = PyDict_SetItem(attributes, name, Py_None);
+        if (status == 0) {
+            status = finish_waiter(st, waiter);
+        }
+        Py_DECREF(waiter);
     }
-    else if (PyObject_SetAttr(reader, ss->str__waiter, Py_None) == 0) {
-        status = finish_waiter(st, waiter);
-    }
-    Py_DECREF(waiter);
     return status;
 }
 
@@ -194,14 +269,14 @@ pause_transport(fl_stream_state *ss, fl_stream *t, PyObject *reader, PyObject *t
 
 /* The reader holds more than twice its limit. */
 static int
-over_limit(fl_stream_state *ss, PyObject *reader, Py_ssize_t total)
+over_limit(fl_stream_state *ss, PyObject *attributes, Py_ssize_t total)
 {
-    PyObject *limit = PyObject_GetAttr(reader, ss->str__limit);
+    PyObject *limit = attribute(attributes, ss->str__limit);
     PyObject *size, *twice;
     int over = -1;
 
     if (limit == NULL) {
-        return -1;
+        return missing(ss->str__limit);
     }
     if (PyLong_CheckExact(limit)) {
         Py_ssize_t bytes = PyLong_AsSsize_t(limit);
@@ -209,9 +284,9 @@ over_limit(fl_stream_state *ss, PyObject *reader, Py_ssize_t total)
             PyErr_Clear();
             bytes = PY_SSIZE_T_MAX;
         }
-        Py_DECREF(limit);
         return total > bytes && total - bytes > bytes;
     }
+    Py_INCREF(limit);
     size = PyLong_FromSsize_t(total);
     twice = PyNumber_Add(limit, limit);
     if (size != NULL && twice != NULL) {
@@ -225,10 +300,11 @@ over_limit(fl_stream_state *ss, PyObject *reader, Py_ssize_t total)
 
 /* The end of StreamReader.feed_data: pause a transport that is too fast. */
 static int
-maybe_pause(fl_stream_state *ss, fl_stream *t, PyObject *reader, Py_ssize_t total)
+maybe_pause(fl_stream_state *ss, fl_stream *t, PyObject *reader, PyObject *attributes,
+            Py_ssize_t total)
 {
     PyObject *transport = NULL, *paused = NULL;
-    int is_paused, status = over_limit(ss, reader, total);
+    int is_paused, status = over_limit(ss, attributes, total);
 
     if (status <= 0) {
         return status;
@@ -253,28 +329,15 @@ done:
 int
 fl_streams_fed(fl_state *st, fl_stream *t, PyObject *reader, Py_ssize_t total)
 {
-    return wake_waiter(st, reader) < 0 || maybe_pause(st->stream, t, reader, total) < 0 ? -1
-                                                                                       : 0;
-}
+    PyObject *attributes = PyObject_GenericGetDict(reader, NULL);
+    int status = -1;
 
-bool
-fl_streams_open(fl_state *st, PyObject *protocol, PyObject **reader, PyObject **buffer)
-{
-    fl_stream_state *ss = st->stream;
-
-    *buffer = NULL;
-    if (!is_stock_method(protocol, ss->str_data_received, ss->data_received) ||
-        stream_reader(ss, protocol, reader) <= 0) {
-        return false;
+    if (attributes != NULL && wake_waiter(st, attributes) == 0 &&
+        maybe_pause(st->stream, t, reader, attributes, total) == 0) {
+        status = 0;
     }
-    if (Py_IS_TYPE(*reader, ss->StreamReader) &&
-        is_stock_method(*reader, ss->str_feed_data, ss->feed_data)) {
-        *buffer = open_buffer(ss, *reader);
-    }
-    if (*buffer == NULL) {
-        Py_CLEAR(*reader);
-    }
-    return *buffer != NULL;
+    Py_XDECREF(attributes);
+    return status;
 }
 
 int
@@ -282,16 +345,21 @@ fl_streams_read(fl_stream *t, ssize_t *n)
 {
     PyObject *reader, *buffer;
     size_t room;
-    int done, error;
+    int done = 0, error;
 
     if (!fl_streams_open(t->st, t->protocol, &reader, &buffer)) {
         return 0;
     }
-    room = fl_stream_expected(t);
-    done = room > 0 ? receive_in_place(t, buffer, room, n)
-                    : receive_and_append(t, buffer, n);
+    if (t->read_waiter != NULL) {
+        done = fl_streams_offer(t, reader, buffer);
+    }
+    if (done == 0) {
+        room = fl_stream_expected(t);
+        done = room > 0 ? receive_in_place(t, buffer, room, n)
+                        : receive_and_append(t, buffer, n);
+    }
     error = errno;
-    if (done > 0 && *n > 0 &&
+    if (done == 1 && *n > 0 &&
         fl_streams_fed(t->st, t, reader, PyByteArray_GET_SIZE(buffer)) < 0) {
         done = -1;
     }

@@ -7,8 +7,17 @@
  * sendto().
  */
 #include "sockops.h"
+#include "stream.h"
 
 #include <errno.h>
+
+/* A peer's address in both forms; python: owned, or NULL in an empty place. */
+typedef struct {
+    fl_addr address;
+    PyObject *python;
+} fl_peer;
+
+enum { FL_UDP_PEERS = 64 }; /* a power of two */
 
 typedef struct {
     PyObject_HEAD
@@ -18,9 +27,11 @@ typedef struct {
     PyObject *sock;      /* owned socket.socket */
     PyObject *waiting;   /* owned: the transport's deque of datagrams to be sent */
     PyObject *remote;    /* owned: its _address, or None */
-    PyObject *seen;      /* owned: Python's form of `from`, or NULL */
     PyObject *sent;      /* owned: what `to` was made of, or NULL */
-    fl_addr from, to;
+    fl_addr to;
+    fl_peer *peers;      /* who sent last: FL_UDP_PEERS places, chosen by a hash */
+    uint8_t peer_of[FL_UDP_PEERS]; /* hash of a Python address -> its place */
+    const int *sock_fd;  /* the fd inside sock, or NULL: ask sock.fileno() */
     int family;
     int fd;         /* the reader is registered under this number */
     int burst;      /* how many datagrams to read at once */
@@ -41,12 +52,18 @@ as_udp(PyObject *self)
 static int
 udp_fd(fl_udp *u)
 {
-    PyObject *number = PyObject_CallMethodNoArgs(u->sock, u->st->sock->str_fileno);
-    if (number == NULL) {
-        return -1;
+    int fd;
+    if (u->sock_fd != NULL) {
+        fd = *u->sock_fd;
     }
-    int fd = (int)PyLong_AsLong(number);
-    Py_DECREF(number);
+    else {
+        PyObject *number = PyObject_CallMethodNoArgs(u->sock, u->st->sock->str_fileno);
+        if (number == NULL) {
+            return -1;
+        }
+        fd = (int)PyLong_AsLong(number);
+        Py_DECREF(number);
+    }
     if (fd == u->fd) {
         return fd;
     }
@@ -103,24 +120,65 @@ report_os_error(fl_udp *u)
     return rc;
 }
 
-/* --- receiving --- */
+/* --- peers --- */
 
-/* Python's form of the sender's address; the last one is kept, for most traffic
- * comes in runs. */
+/* FNV-1a of what tells peers apart. */
+static size_t
+hash_of_address(const fl_addr *a)
+{
+    size_t len = a->len < sizeof(a->in6) ? a->len : sizeof(a->in6), hash = 2166136261u;
+    const unsigned char *bytes = (const unsigned char *)&a->storage;
+    for (size_t i = 0; i < len; i++) {
+        hash = (hash ^ bytes[i]) * 16777619u;
+    }
+    return hash % FL_UDP_PEERS;
+}
+
+static size_t
+hash_of_object(const PyObject *object)
+{
+    return ((uintptr_t)object >> 4) % FL_UDP_PEERS;
+}
+
+/* Python's form of a sender's address: the same object as last time, most often. */
 static PyObject *
 sender(fl_udp *u, const fl_addr *from)
 {
     bool known;
-    if (u->seen == NULL || !fl_addr_equal(from, &u->from)) {
-        PyObject *address = fl_addr_to_python(from, &known);
-        if (address == NULL) {
+    size_t place = hash_of_address(from);
+    fl_peer *peer = u->peers + place;
+    if (peer->python == NULL || !fl_addr_equal(from, &peer->address)) {
+        PyObject *python = fl_addr_to_python(from, &known);
+        if (python == NULL) {
             return NULL;
         }
-        Py_XSETREF(u->seen, address);
-        u->from = *from;
+        peer->address = *from;
+        Py_XSETREF(peer->python, python);
     }
-    return Py_NewRef(u->seen);
+    u->peer_of[hash_of_object(peer->python)] = (uint8_t)place;
+    return Py_NewRef(peer->python);
 }
+
+/* u->to for an address given to sendto(); false: not in the ordinary form. */
+static bool
+set_destination(fl_udp *u, PyObject *address)
+{
+    if (u->sent == address) {
+        return true;
+    }
+    fl_peer *peer = u->peers + u->peer_of[hash_of_object(address)];
+    if (peer->python == address && address != Py_None) {
+        u->to = peer->address;
+    }
+    else if (!fl_addr_from_python(u->family, address, &u->to)) {
+        Py_CLEAR(u->sent);
+        return false;
+    }
+    Py_XSETREF(u->sent, Py_NewRef(address)); /* immutable: its identity says it all */
+    return true;
+}
+
+/* --- receiving --- */
 
 /* Receive one datagram and hand it on: 1, 0 if there is none, -1 on error. */
 static int
@@ -223,24 +281,6 @@ udp_receive(PyObject *self, PyObject *Py_UNUSED(ignored))
 
 /* --- sending --- */
 
-/* u->to for an address given to sendto(); false: not in the ordinary form. */
-static bool
-set_destination(fl_udp *u, PyObject *address)
-{
-    if (u->sent == address) {
-        return true;
-    }
-    if (u->seen == address && address != Py_None) {
-        u->to = u->from;
-    }
-    else if (!fl_addr_from_python(u->family, address, &u->to)) {
-        Py_CLEAR(u->sent);
-        return false;
-    }
-    Py_XSETREF(u->sent, Py_NewRef(address)); /* immutable: its identity says it all */
-    return true;
-}
-
 /* Whether this is an ordinary sendto(): 0 if not, -1 with an exception. */
 static int
 is_ordinary(fl_udp *u, PyObject *data, PyObject *address)
@@ -249,7 +289,8 @@ is_ordinary(fl_udp *u, PyObject *data, PyObject *address)
         return 0;
     }
     Py_ssize_t waiting = PyObject_Size(u->waiting);
-    int lost = waiting != 0 ? (waiting < 0 ? -1 : 1) : is_lost(u);
+    /* asyncio looks at _conn_lost only where the peer is fixed; else the socket tells */
+    int lost = waiting != 0 ? (waiting < 0 ? -1 : 1) : u->remote != Py_None ? is_lost(u) : 0;
     if (lost != 0) {
         return lost < 0 ? -1 : 0;
     }
@@ -385,6 +426,11 @@ udp_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     u->loop = (fl_loop *)Py_NewRef(loop);
     u->transport = Py_NewRef(transport);
     u->sock = Py_NewRef(sock);
+    u->peers = PyMem_Calloc(FL_UDP_PEERS, sizeof(fl_peer));
+    if (u->peers == NULL) {
+        PyErr_NoMemory();
+        goto fail;
+    }
     u->waiting = PyObject_GetAttrString(transport, "_buffer");
     u->remote = u->waiting == NULL ? NULL : PyObject_GetAttrString(transport, "_address");
     if (u->remote == NULL) {
@@ -396,6 +442,7 @@ udp_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     u->fd = (int)PyLong_AsLong(number);
     Py_DECREF(number);
+    u->sock_fd = fl_find_sock_fd(st, sock, u->fd);
     u->family = fl_sock_int(st, sock, st->sock->raw_family);
     extra = PyObject_CallMethod(transport, "get_extra_info", "s", "peername");
     int connected = extra == NULL ? -1 : PyObject_IsTrue(extra);
@@ -420,8 +467,10 @@ udp_traverse(PyObject *self, visitproc visit, void *arg)
     Py_VISIT(u->sock);
     Py_VISIT(u->waiting);
     Py_VISIT(u->remote);
-    Py_VISIT(u->seen);
     Py_VISIT(u->sent);
+    for (int i = 0; u->peers != NULL && i < FL_UDP_PEERS; i++) {
+        Py_VISIT(u->peers[i].python);
+    }
     return 0;
 }
 
@@ -442,8 +491,11 @@ udp_dealloc(PyObject *self)
     Py_CLEAR(u->sock);
     Py_CLEAR(u->waiting);
     Py_CLEAR(u->remote);
-    Py_CLEAR(u->seen);
     Py_CLEAR(u->sent);
+    for (int i = 0; u->peers != NULL && i < FL_UDP_PEERS; i++) {
+        Py_CLEAR(u->peers[i].python);
+    }
+    PyMem_Free(u->peers);
     Py_CLEAR(u->loop);
     type->tp_free(self);
     Py_DECREF(type);
