@@ -4,14 +4,11 @@
     fastloop.run(main())
 
 or `fastloop.install()` and asyncio as ever, or `loop_factory=fastloop.new_event_loop`.
-"""
 
-from ._core import Future, Handle, Task, TimerHandle
-from ._executor import ThreadPoolExecutor
-from ._live_tasks import show_in_all_tasks as _show_in_all_tasks
-from .eager import create_eager_task_factory, eager_task_factory
-from .loop import Loop
-from .policy import EventLoopPolicy, install, new_event_loop, run
+The names below are imported when the first of them is used: pytest, which loads the plugin in
+this package whenever it runs, pays for nothing that it does not use. (That word to pytest:
+PYTEST_DONT_REWRITE, or it warns when a program has imported fastloop before it.)
+"""
 
 __version__ = "0.1.0"
 
@@ -30,5 +27,16 @@ __all__ = [
     "run",
 ]
 
-_show_in_all_tasks()
-del _show_in_all_tasks
+
+def __getattr__(name):
+    """Import the whole of fastloop at the first use of one of its names."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from . import _api
+
+    globals().update((public, getattr(_api, public)) for public in __all__)
+    return globals()[name]
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

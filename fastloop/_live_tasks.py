@@ -2,7 +2,8 @@
 
 There asyncio keeps every task in a WeakSet, and adding to it is the largest single cost of
 making a task. The engine keeps its tasks in a list of its own; this gives asyncio's private
-set a subclass that shows them as well. (3.14 has such a list itself.)
+set a subclass that shows them as well, once, when this file is imported. (3.14 has such a
+list itself.)
 """
 
 import sys
@@ -24,10 +25,7 @@ class _TaskSet(weakref.WeakSet):
         return super().__contains__(item) or item in _core._live_tasks()
 
 
-def show_in_all_tasks():
-    """Make the change, once an interpreter, where the engine needs it."""
-    if not _core._keeps_live_tasks:
-        return
+if _core._keeps_live_tasks:
     if sys.version_info < (3, 12):
         tasks._all_tasks.__class__ = _TaskSet
     else:

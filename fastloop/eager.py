@@ -1,5 +1,6 @@
 """Task factories that start a task's coroutine at once (Python 3.12 and later)."""
 
+from . import _live_tasks  # noqa: F401
 from ._core import Task
 
 

@@ -13,7 +13,7 @@ import threading
 import weakref
 from asyncio import events
 
-from . import _core
+from . import _core, _live_tasks  # noqa: F401
 from ._connect import ConnectMixin
 from ._datagram import DatagramMixin
 from ._pipes import PipeMixin

@@ -221,9 +221,23 @@ clear_slot(PyObject **slot, void *Py_UNUSED(arg))
     return 0;
 }
 
+/* The last collections of an interpreter take everything in one go and clear it in any order,
+ * but no object of ours can be freed without the state. What is not visited is not garbage: types
+ * and state stay to the very end. Whether it has come shows as importlib sees it (main and
+ * subinterpreters alike; CPython's finalize_modules() in Python/pylifecycle.c does it first). */
+static bool
+interpreter_ends(void)
+{
+    PyObject *meta_path = PySys_GetObject("meta_path");
+    return meta_path == NULL || meta_path == Py_None;
+}
+
 static int
 module_traverse(PyObject *module, visitproc visit, void *arg)
 {
+    if (interpreter_ends()) {
+        return 0;
+    }
     visitor v = {visit, arg};
     int rc = fl_stream_state_traverse(fl_state_of_module(module), visit, arg);
     if (rc == 0) {

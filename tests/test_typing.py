@@ -32,7 +32,6 @@ def run(*command, cwd):
 
 # What only fastloop's own files see has no stub: modules and C types.
 INNER_MODULES = [f.stem for f in PACKAGE.glob("_*.py") if not f.with_suffix(".pyi").exists()]
-INNER_MODULES.remove("__init__")
 INNER_TYPES = [
     name
     for name in vars(_core)

@@ -68,6 +68,7 @@ def test_wheel_is_small_and_typed(wheel):
         text = archive.read(metadata).decode()
     modules = {f"fastloop/{path.name}" for path in (ROOT / "fastloop").glob("*.py*")}
     assert modules | {"fastloop/py.typed", "fastloop/_core.pyi"} <= packed
+    assert [name for name in packed if name.endswith(".dist-info/entry_points.txt")]
     assert [name for name in packed if name.startswith("fastloop/_core.cpython-")]
     assert not [name for name in packed if name.endswith((".c", ".h"))]
     assert "Requires-Python: >=3.11" in text
