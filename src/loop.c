@@ -948,7 +948,7 @@ loop_close_engine(PyObject *self, PyObject *Py_UNUSED(ignored))
     loop->closed = true;
     if (loop->open) {
         loop->open = false;
-        fl_wakeup_close(loop);
+        fl_waker_close(&loop->waker);
         fl_poll_close(&loop->poller);
         loop_drop_queues(loop);
     }
@@ -979,7 +979,8 @@ loop_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwar
         return NULL;
     }
     loop->st = st;
-    loop->poller.fd = loop->wake_read_fd = loop->wake_write_fd = -1;
+    loop->poller.fd = loop->waker.read_fd = loop->waker.write_fd = -1;
+    loop->spin.possible = fl_spin_possible();
     loop->closed = true; /* until __init__ */
     fl_timers_open(&loop->timers);
     int native = has_native_call_soon(st, type);
@@ -1011,7 +1012,7 @@ loop_init(PyObject *self, PyObject *args, PyObject *kwargs)
         PyErr_SetFromErrno(PyExc_OSError);
         goto fail;
     }
-    if (fl_wakeup_open(loop) < 0) {
+    if (fl_waker_open(&loop->waker, &loop->poller) < 0) {
         goto fail;
     }
     loop->open = true;
@@ -1075,7 +1076,7 @@ loop_clear(PyObject *self)
     fl_loop *loop = as_loop(self);
     loop->open = false;
     loop->closed = true;
-    fl_wakeup_close(loop);
+    fl_waker_close(&loop->waker);
     fl_poll_close(&loop->poller);
     loop_drop_queues(loop);
     Py_CLEAR(loop->task_factory);

@@ -6,6 +6,7 @@
 #include "poll.h"
 #include "ready.h"
 #include "timers.h"
+#include "wakeup.h"
 #include "watch.h"
 
 typedef struct fl_flush fl_flush;
@@ -27,10 +28,10 @@ struct fl_loop {
     fl_poller poller;
     fl_fd_table fds;
 
-    /* wakeup.c: an eventfd (or pipe) that ends a blocking poll */
-    int wake_read_fd, wake_write_fd;
-    bool polling;      /* the loop's thread may be blocked in the poller */
-    bool wake_written; /* a wakeup is on its way */
+    fl_waker waker;         /* ends a blocking poll */
+    fl_spin spin;           /* whether to look for an answer before blocking */
+    bool spun;              /* in vain: the next poll blocks */
+    Py_ssize_t answers_due; /* calls that worker threads have to answer */
 
     /* end-of-turn flush */
     fl_flush *flush_head, *flush_tail;
@@ -76,10 +77,11 @@ fl_is_loop(fl_state *st, PyObject *object)
 int64_t fl_clock_ns(void);
 
 /* End a blocking poll. Any thread, GIL held; cheap when the loop is awake. */
-void fl_loop_wake(fl_loop *loop);
-int fl_wakeup_open(fl_loop *loop);
-void fl_wakeup_close(fl_loop *loop);
-void fl_wakeup_drain(fl_loop *loop);
+static inline void
+fl_loop_wake(fl_loop *loop)
+{
+    fl_waker_wake(&loop->waker);
+}
 
 /* RuntimeError('Event loop is closed') and -1 if it is. */
 int fl_loop_check_closed(fl_loop *loop);

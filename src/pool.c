@@ -37,10 +37,22 @@ work_drop_call(fl_work *work)
     Py_CLEAR(work->func);
 }
 
+/* The loop need not look out for its answer any more. */
+static void
+work_not_due(fl_work *work)
+{
+    fl_loop *loop = work->due ? ((fl_future *)work->future)->native : NULL;
+    if (loop != NULL) {
+        loop->answers_due--;
+    }
+    work->due = false;
+}
+
 static int
 work_clear(PyObject *self)
 {
     fl_work *work = (fl_work *)self;
+    work_not_due(work);
     work_drop_call(work);
     Py_CLEAR(work->future);
     Py_CLEAR(work->result);
@@ -110,6 +122,7 @@ work_deliver(fl_watch *watch, unsigned events)
     fl_work *work = (fl_work *)watch->owner;
     fl_future *future = (fl_future *)work->future;
     int rc = 0;
+    work_not_due(work);
     if (future->state != FL_CANCELLED) {
         if (work->result != NULL) {
             rc = fl_future_set_result(future, work->result);
@@ -128,20 +141,21 @@ work_deliver(fl_watch *watch, unsigned events)
     return 0;
 }
 
-/* Send the outcome to the loop. Nobody waits for it once the loop is closed. */
-static void
+/* Send the outcome to the loop, and return it: it is still to be woken. NULL once
+ * the loop is closed: nobody waits for it then. */
+static fl_loop *
 work_send(fl_work *work)
 {
     fl_future *future = (fl_future *)work->future;
     fl_loop *loop = future->native;
     if (loop == NULL || loop->closed) {
-        return;
+        return NULL;
     }
     if (fl_watch_queue(loop, &work->delivery, FL_READ) < 0) {
         log_worker_exception(work->st);
-        return;
+        return NULL;
     }
-    fl_loop_wake(loop);
+    return loop;
 }
 
 /* Hand the outcome of a submit() to its concurrent.futures.Future. */
@@ -193,8 +207,8 @@ work_call(fl_work *work)
     work_drop_call(work);
 }
 
-/* Do everything a worker does with it. */
-static void
+/* Do everything a worker does with it, but for waking the loop that is returned. */
+static fl_loop *
 work_run(fl_work *work, fl_pool *pool)
 {
     unsigned generation = pool->generation;
@@ -205,7 +219,7 @@ work_run(fl_work *work, fl_pool *pool)
         if (wanted < 0) {
             log_worker_exception(work->st);
         }
-        return;
+        return NULL;
     }
     work_call(work);
     if (!work->for_loop) {
@@ -215,8 +229,9 @@ work_run(fl_work *work, fl_pool *pool)
     }
     else if (pool->generation == generation) {
         /* The loop of a forked child is a copy whose wakeup fd is the parent's. */
-        work_send(work);
+        return work_send(work);
     }
+    return NULL;
 }
 
 static fl_work *
@@ -236,6 +251,7 @@ work_new(fl_state *st, PyObject *future, bool for_loop, PyObject *func,
     work->exception = NULL;
     work->for_loop = for_loop;
     work->begun = false;
+    work->due = false;
     work->delivery = (fl_watch){
         .owner = (PyObject *)work, .fd = -1, .on_event = work_deliver};
     work->args[0] = NULL;
@@ -309,61 +325,124 @@ pool_drop_all(fl_pool *pool)
 
 /* -- workers -------------------------------------------------------------- */
 
+/* `caller`: the loop whose thread calls this, or NULL. */
 static void
-pool_wake_one(fl_pool *pool)
+pool_wake_one(fl_pool *pool, fl_loop *caller)
 {
     fl_worker *worker = pool->idle;
     pool->idle = worker->next_idle;
     pool->n_idle--;
     pool->n_waking++;
-    PyThread_release_lock(worker->wake);
+    if (caller != NULL && atomic_load(&worker->state) == FL_SPINS) {
+        worker->caller = &caller->waker;
+        fl_waker_borrow(worker->caller);
+    }
+    if (atomic_exchange(&worker->state, FL_WOKEN) == FL_SLEEPS) {
+        PyThread_release_lock(worker->wake);
+    }
 }
 
 static void
 pool_wake_all(fl_pool *pool)
 {
     while (pool->idle != NULL) {
-        pool_wake_one(pool);
+        pool_wake_one(pool, NULL);
     }
 }
 
 /* One worker on its way is enough: when it takes a call and leaves others it
  * wakes the next itself, before it runs its own. */
 static inline void
-pool_wake_if_needed(fl_pool *pool)
+pool_wake_if_needed(fl_pool *pool, fl_loop *caller)
 {
     if (pool->queued > 0 && pool->n_waking == 0 && pool->idle != NULL) {
-        pool_wake_one(pool);
+        pool_wake_one(pool, caller);
     }
 }
 
 /* The interpreter is shutting down, as concurrent.futures.thread sees it: its
- * exit function then calls our put(None) and joins the threads. */
+ * exit function then calls our put(None) and joins the threads. Runs no code but
+ * the interpreter's. */
 static int
 interpreter_exits(fl_state *st)
 {
-    PyObject *value = PyObject_GetAttr(st->executor_module, st->str__shutdown);
+    PyObject *names = PyModule_GetDict(st->executor_module);
+    PyObject *value = PyDict_GetItemWithError(names, st->str__shutdown);
     if (value == NULL) {
-        return -1;
+        return PyErr_Occurred() ? -1 : 0;
     }
-    int exits = PyObject_IsTrue(value);
-    Py_DECREF(value);
-    return exits;
+    return value == Py_True;
 }
 
-/* Wait without the GIL until somebody has taken this worker out of pool->idle. */
+/* Look for a moment whether somebody wakes this worker. */
+static bool
+worker_spin(fl_worker *worker)
+{
+    int64_t end = fl_clock_ns() + FL_SPIN_NS;
+    do {
+        for (int i = 0; i < FL_SPIN_LOOKS; i++) {
+            if (atomic_load_explicit(&worker->state, memory_order_relaxed) == FL_WOKEN) {
+                return true;
+            }
+            fl_spin_pause();
+        }
+    } while (fl_clock_ns() < end);
+    int state = FL_SPINS;
+    return !atomic_compare_exchange_strong(&worker->state, &state, FL_SLEEPS);
+}
+
+/* Wait without the GIL until somebody has taken this worker out of pool->idle.
+ * The loop that was answered is told when the GIL is free, and a loop that calls
+ * is given the time to let go of it: who finds it taken is put to sleep. */
 static void
 worker_sleep(fl_worker *worker, fl_pool *pool)
 {
+    fl_waker *answered = worker->answered;
+    bool spin = !pool->spinning && fl_spin_wanted(&pool->spin), woken = false;
+    worker->answered = worker->caller = NULL;
+    atomic_store(&worker->state, spin ? FL_SPINS : FL_SLEEPS);
     worker->next_idle = pool->idle;
     pool->idle = worker;
     pool->n_idle++;
+    pool->spinning |= spin;
+    if (answered != NULL) {
+        fl_waker_borrow(answered);
+    }
     Py_BEGIN_ALLOW_THREADS
-    PyThread_acquire_lock(worker->wake, WAIT_LOCK);
+    if (answered != NULL) {
+        fl_waker_wake(answered);
+        fl_waker_give_back(answered);
+    }
+    if (spin) {
+        woken = worker_spin(worker);
+    }
+    if (!woken) {
+        PyThread_acquire_lock(worker->wake, WAIT_LOCK);
+    }
+    fl_waker *caller = atomic_load(&worker->state) == FL_WOKEN ? worker->caller : NULL;
+    if (caller != NULL) {
+        fl_waker_await_gil(caller);
+        fl_waker_give_back(caller);
+    }
     Py_END_ALLOW_THREADS
+    if (spin) {
+        pool->spinning = false;
+        fl_spin_learn(&pool->spin, woken);
+    }
 }
 
-/* Run calls until the pool is closed and empty. */
+/* Tell the loop that it was answered, if that is still to be done. */
+static inline void
+worker_tell(fl_worker *worker)
+{
+    if (worker->answered != NULL) {
+        fl_waker_wake(worker->answered);
+        worker->answered = NULL;
+    }
+}
+
+/* Run calls until the pool is closed and empty. Between an answer and telling its
+ * loop the GIL is not let go of and no code but ours runs, so the loop is there. */
 static int
 worker_loop(fl_worker *worker, fl_pool *pool)
 {
@@ -373,12 +452,15 @@ worker_loop(fl_worker *worker, fl_pool *pool)
     while (pool->generation == generation) {
         fl_work *work = pool_pop(pool);
         if (work != NULL) {
-            pool_wake_if_needed(pool);
-            work_run(work, pool);
-            Py_DECREF(work);
+            worker_tell(worker);
+            pool_wake_if_needed(pool, NULL);
+            fl_loop *loop = work_run(work, pool);
+            worker->answered = loop == NULL ? NULL : &loop->waker;
+            Py_DECREF(work); /* if there was an answer the loop holds another */
             if (pool->queued > 0) {
                 int64_t now = fl_clock_ns();
                 if (now - since > BREATHE_NS) {
+                    worker_tell(worker);
                     since = now;
                     Py_BEGIN_ALLOW_THREADS
                     Py_END_ALLOW_THREADS
@@ -386,12 +468,12 @@ worker_loop(fl_worker *worker, fl_pool *pool)
             }
             continue;
         }
-        if (pool->closed) {
-            return 0;
-        }
         int exits = interpreter_exits(pool->st);
         if (exits != 0) {
             pool->closed = true;
+        }
+        if (pool->closed) {
+            worker_tell(worker);
             return exits < 0 ? -1 : 0;
         }
         worker_sleep(worker, pool);
@@ -412,7 +494,7 @@ static PyObject *
 pool_work(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     fl_pool *pool = (fl_pool *)self;
-    fl_worker worker = {.wake = PyThread_allocate_lock()};
+    fl_worker worker = {.wake = PyThread_allocate_lock(), .state = FL_AWAKE};
     if (worker.wake == NULL) {
         pool->n_starting--;
         return PyErr_NoMemory();
@@ -480,6 +562,7 @@ int
 fl_pool_submit(fl_pool *pool, PyObject *executor, PyObject *future, bool for_loop,
                PyObject *func, PyObject *const *args, Py_ssize_t nargs, PyObject *kwargs)
 {
+    fl_loop *loop, *caller = NULL;
     if (pool_check_open(pool) < 0) {
         return -1;
     }
@@ -488,7 +571,13 @@ fl_pool_submit(fl_pool *pool, PyObject *executor, PyObject *future, bool for_loo
         return -1;
     }
     pool_push(pool, work);
-    pool_wake_if_needed(pool);
+    if (for_loop && ((fl_future *)future)->native != NULL) {
+        loop = ((fl_future *)future)->native;
+        loop->answers_due++;
+        work->due = true;
+        caller = loop->thread_id == PyThread_get_thread_ident() ? loop : NULL;
+    }
+    pool_wake_if_needed(pool, caller);
     int rc = pool_grow(pool, executor);
     if (rc < 0 && work->begun) {
         /* Another worker has taken it: that no thread could be had is no matter. */
@@ -573,7 +662,10 @@ pool_refuse_all(fl_pool *pool, PyObject *exception)
         else if (work->for_loop) {
             work_drop_call(work);
             work->exception = Py_XNewRef(exception);
-            work_send(work);
+            fl_loop *loop = work_send(work);
+            if (loop != NULL) {
+                fl_loop_wake(loop);
+            }
             r = Py_NewRef(Py_None);
         }
         else if (exception != NULL) {
@@ -673,7 +765,7 @@ pool_reset(PyObject *self, PyObject *Py_UNUSED(ignored))
     pool->generation++;
     pool->idle = NULL;
     pool->n_idle = pool->n_waking = pool->n_starting = pool->n_threads = 0;
-    pool->starting = false;
+    pool->starting = pool->spinning = false;
     pool_drop_all(pool);
     Py_RETURN_NONE;
 }
@@ -755,6 +847,7 @@ pool_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     pool->st = fl_state_of_type(type);
     pool->max_threads = max_threads;
+    pool->spin.possible = fl_spin_possible();
     return (PyObject *)pool;
 }
 

@@ -3,8 +3,8 @@
  * A worker is a threading.Thread whose target ends in fl_pool's `work` method:
  * so it has one thread state for its life, a name, a place in
  * threading.enumerate(), and the interpreter joins it at exit as it joins any
- * other. Everything here is touched with the GIL held, but for the lock that
- * one worker sleeps on without it.
+ * other. Everything here is touched with the GIL held, but for what an idle
+ * worker waits on: its state, and the lock that it sleeps on.
  */
 #ifndef FASTLOOP_POOL_H
 #define FASTLOOP_POOL_H
@@ -29,6 +29,7 @@ struct fl_work {
     fl_watch delivery;  /* for_loop: the entry in the loop's ready queue */
     bool for_loop;
     bool begun; /* a worker has taken it */
+    bool due;   /* one of loop->answers_due */
     /* args[0] is scratch space for PY_VECTORCALL_ARGUMENTS_OFFSET; the
      * ob_size - 1 others are owned */
     PyObject *args[];
@@ -38,6 +39,9 @@ struct fl_work {
 struct fl_worker {
     PyThread_type_lock wake; /* held, and released to end the sleep */
     fl_worker *next_idle;
+    atomic_int state;  /* FL_SPINS, FL_SLEEPS or FL_WOKEN: see wakeup.h */
+    fl_waker *caller;  /* borrowed: of the loop that woke it and has the GIL, or NULL */
+    fl_waker *answered; /* of the loop that is to be told of an answer, or NULL */
 };
 
 struct fl_pool {
@@ -56,6 +60,8 @@ struct fl_pool {
     unsigned generation; /* changes in the child of a fork */
     bool closed;         /* no more calls; workers end when the queue is empty */
     bool starting;       /* a thread is being started */
+    bool spinning;       /* an idle worker does not sleep yet */
+    fl_spin spin;        /* whether that pays */
 };
 
 /* The pool of `executor` if calls may be given to it directly: a

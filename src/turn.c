@@ -39,22 +39,43 @@ poll_timeout(fl_loop *loop, int64_t *timeout)
     return 0;
 }
 
+/* Whether to look for the answer of a worker thread before blocking. What comes
+ * of it in vain is a turn with nothing to do, in which signals are seen to, and
+ * the next blocks. */
+static bool
+spin_pays(fl_loop *loop, int64_t timeout)
+{
+    return loop->answers_due > 0 && !loop->spun && (timeout < 0 || timeout > 2 * FL_SPIN_NS) &&
+           fl_spin_wanted(&loop->spin);
+}
+
 static int
 poll_events(fl_loop *loop, int64_t timeout)
 {
     fl_event events[FL_POLL_MAX_EVENTS];
+    bool spin = timeout != 0 && spin_pays(loop, timeout), paid = false;
     int n, error;
 
-    if (fl_loop_swap_current(loop, NULL) < 0) { /* other threads can look now */
-        return -1;
-    }
     loop->polls++;
-    loop->polling = timeout != 0; /* else the ready queue is looked at next anyway */
+    if (timeout != 0) { /* else the ready queue is looked at next anyway */
+        atomic_store(&loop->waker.state, FL_LEAVES);
+    }
     Py_BEGIN_ALLOW_THREADS
-    n = fl_poll_wait(&loop->poller, timeout, events, FL_POLL_MAX_EVENTS);
+    if (timeout == 0) {
+        n = fl_poll_wait(&loop->poller, 0, events, FL_POLL_MAX_EVENTS);
+    }
+    else if (spin) {
+        n = fl_waker_spin(&loop->waker, &loop->poller, events, FL_POLL_MAX_EVENTS, &paid);
+    }
+    else {
+        n = fl_waker_wait(&loop->waker, &loop->poller, timeout, events, FL_POLL_MAX_EVENTS);
+    }
     error = errno;
     Py_END_ALLOW_THREADS
-    loop->polling = false;
+    loop->spun = spin && !paid && n == 0;
+    if (paid || loop->spun) {
+        fl_spin_learn(&loop->spin, paid);
+    }
     loop->io_done = loop->first_turn = false;
     loop->now_ns = loop->polled_ns = fl_clock_ns();
     if (n < 0 && error != EINTR) {
@@ -243,6 +264,10 @@ fl_loop_turn(fl_loop *loop)
     loop->turns++;
     loop->now_ns = fl_clock_ns();
     if (poll_is_due(loop)) {
+        /* other threads can look now; a finished task dies here, and may call us */
+        if (fl_loop_swap_current(loop, NULL) < 0) {
+            return -1;
+        }
         if (poll_timeout(loop, &timeout) < 0 || poll_events(loop, timeout) < 0) {
             return -1;
         }

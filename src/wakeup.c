@@ -1,24 +1,36 @@
-/* wakeup.c - ends a blocking poll from another thread: eventfd(2) on Linux, a
- * pipe elsewhere.
- *
- * The ready queue itself is only touched with the GIL held, so a foreign thread
- * appends to it directly; all that is left to do here is to wake the poller,
- * and only if it sleeps. `polling` is set and cleared with the GIL held. */
-#include "loop.h"
+/* wakeup.c - see wakeup.h */
+#define _GNU_SOURCE /* sched_getaffinity */
+#include "wakeup.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sched.h>
+#include <time.h>
 #include <unistd.h>
 #ifdef __linux__
 #include <sys/eventfd.h>
 #endif
 
-static int
-open_fds(fl_loop *loop)
+#include "loop.h"
+
+bool
+fl_spin_possible(void)
 {
 #ifdef __linux__
-    loop->wake_read_fd = loop->wake_write_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-    return loop->wake_read_fd < 0 ? -1 : 0;
+    cpu_set_t cores;
+    /* it fails with more than 1024 cores */
+    return sched_getaffinity(0, sizeof(cores), &cores) < 0 || CPU_COUNT(&cores) > 1;
+#else
+    return sysconf(_SC_NPROCESSORS_ONLN) > 1;
+#endif
+}
+
+static int
+open_fds(fl_waker *w)
+{
+#ifdef __linux__
+    w->read_fd = w->write_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    return w->read_fd < 0 ? -1 : 0;
 #else
     int fds[2];
     if (pipe(fds) < 0) {
@@ -34,16 +46,17 @@ open_fds(fl_loop *loop)
             return -1;
         }
     }
-    loop->wake_read_fd = fds[0];
-    loop->wake_write_fd = fds[1];
+    w->read_fd = fds[0];
+    w->write_fd = fds[1];
     return 0;
 #endif
 }
 
 int
-fl_wakeup_open(fl_loop *loop)
+fl_waker_open(fl_waker *w, fl_poller *p)
 {
-    loop->polling = loop->wake_written = false;
+    atomic_store(&w->state, FL_AWAKE);
+    w->pid = getpid();
 #ifdef __linux__
     /* Edge-triggered, each write is reported once and need not be read: a counter
      * of 64 bits takes as many as there will ever be. */
@@ -51,31 +64,42 @@ fl_wakeup_open(fl_loop *loop)
 #else
     unsigned interest = FL_READ;
 #endif
-    if (open_fds(loop) < 0 || fl_poll_set(&loop->poller, loop->wake_read_fd, 0, interest,
-                                          (uint64_t)loop->wake_read_fd) < 0) {
+    if (open_fds(w) < 0 ||
+        fl_poll_set(p, w->read_fd, 0, interest, (uint64_t)w->read_fd) < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
-        fl_wakeup_close(loop);
+        fl_waker_close(w);
         return -1;
     }
     return 0;
 }
 
 void
-fl_wakeup_close(fl_loop *loop)
+fl_waker_close(fl_waker *w)
 {
-    if (loop->wake_write_fd >= 0 && loop->wake_write_fd != loop->wake_read_fd) {
-        close(loop->wake_write_fd);
+    while (atomic_load(&w->borrowers) > 0 && w->pid == getpid()) {
+        /* for microseconds, unless the borrower's thread gets no core */
+        nanosleep(&(struct timespec){.tv_nsec = 20000}, NULL);
     }
-    if (loop->wake_read_fd >= 0) {
-        close(loop->wake_read_fd);
+    if (w->write_fd >= 0 && w->write_fd != w->read_fd) {
+        close(w->write_fd);
     }
-    loop->wake_read_fd = loop->wake_write_fd = -1;
+    if (w->read_fd >= 0) {
+        close(w->read_fd);
+    }
+    w->read_fd = w->write_fd = -1;
+    atomic_store(&w->state, FL_AWAKE);
 }
 
 void
-fl_loop_wake(fl_loop *loop)
+fl_waker_wake(fl_waker *w)
 {
-    if (!loop->polling || loop->wake_written || loop->wake_write_fd < 0) {
+    int state = atomic_load(&w->state);
+    do {
+        if (state == FL_AWAKE || state == FL_WOKEN) {
+            return;
+        }
+    } while (!atomic_compare_exchange_weak(&w->state, &state, FL_WOKEN));
+    if (state != FL_SLEEPS) {
         return;
     }
     /* An eventfd takes 8 bytes that are not zero; a pipe takes anything. The
@@ -83,20 +107,66 @@ fl_loop_wake(fl_loop *loop)
     const uint64_t one = 1;
     ssize_t n;
     do {
-        n = write(loop->wake_write_fd, &one, sizeof(one));
+        n = write(w->write_fd, &one, sizeof(one));
     } while (n < 0 && errno == EINTR);
-    loop->wake_written = true;
 }
 
 void
-fl_wakeup_drain(fl_loop *loop)
+fl_waker_drain(fl_waker *w)
 {
-    loop->wake_written = false;
-#ifndef __linux__
+#ifdef __linux__
+    (void)w;
+#else
     char bytes[128];
     ssize_t n;
     do {
-        n = read(loop->wake_read_fd, bytes, sizeof(bytes));
+        n = read(w->read_fd, bytes, sizeof(bytes));
     } while (n == (ssize_t)sizeof(bytes) || (n < 0 && errno == EINTR));
 #endif
+}
+
+int
+fl_waker_wait(fl_waker *w, fl_poller *p, int64_t timeout, fl_event *events, int max)
+{
+    int state = FL_LEAVES;
+    if (!atomic_compare_exchange_strong(&w->state, &state, FL_SLEEPS)) {
+        timeout = 0; /* woken already */
+    }
+    int n = fl_poll_wait(p, timeout, events, max);
+    atomic_store(&w->state, FL_AWAKE); /* what is queued from now on is seen */
+    return n;
+}
+
+int
+fl_waker_spin(fl_waker *w, fl_poller *p, fl_event *events, int max, bool *paid)
+{
+    int state = FL_LEAVES, n;
+    atomic_compare_exchange_strong(&w->state, &state, FL_SPINS);
+    int64_t end = fl_clock_ns() + FL_SPIN_NS;
+    do {
+        n = fl_poll_wait(p, 0, events, max);
+        for (int i = 0; i < FL_SPIN_LOOKS && n == 0; i++) {
+            if (atomic_load_explicit(&w->state, memory_order_relaxed) == FL_WOKEN) {
+                goto done;
+            }
+            fl_spin_pause();
+        }
+    } while (n == 0 && fl_clock_ns() < end);
+done:
+    *paid = atomic_exchange(&w->state, FL_AWAKE) == FL_WOKEN;
+    return n;
+}
+
+void
+fl_waker_await_gil(const fl_waker *w)
+{
+    int64_t end = fl_clock_ns() + FL_SPIN_NS;
+    do {
+        for (int i = 0; i < FL_SPIN_LOOKS; i++) {
+            if (atomic_load(&w->state) >= FL_SPINS) {
+                return;
+            }
+            fl_spin_pause();
+        }
+    } while (fl_clock_ns() < end);
 }

@@ -240,8 +240,8 @@ fl_fd_dispatch(fl_loop *loop, const fl_event *events, int n)
     for (int i = 0; i < n; i++) {
         int fd = (int)(uint32_t)events[i].key;
         unsigned got = events[i].events;
-        if (fd == loop->wake_read_fd) {
-            fl_wakeup_drain(loop);
+        if (fd == loop->waker.read_fd) {
+            fl_waker_drain(&loop->waker);
             continue;
         }
         fl_fd_entry *e = entry_of(loop, fd);
