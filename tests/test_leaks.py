@@ -64,26 +64,28 @@ COUNTS = {"references": references, "malloc": malloc_in_use, "files": open_files
 UNIT = {"references": 1, "malloc": SMALLEST_MALLOC, "files": 1}
 
 
-def one_round(repeat):
-    """Return the counts that grew by a unit or more for every second repetition."""
-    before, after = dict.fromkeys(COUNTS, 0), dict.fromkeys(COUNTS, 0)
-    gc.collect()
-    for name, count in COUNTS.items():
-        before[name] = count()
+def one_round(repeat, highest):
+    """Return the counts that rose above `highest` by a unit or more for every second repetition.
+
+    The highest so far, and not the last: threads take malloc's memory up and down by themselves.
+    """
     for _ in range(REPEATS):
         repeat()
     gc.collect()
+    now = dict.fromkeys(COUNTS, 0)
     for name, count in COUNTS.items():
-        after[name] = count()
-    grown = {name: after[name] - before[name] for name in COUNTS}
+        now[name] = count()
+    grown = {name: now[name] - highest[name] for name in COUNTS}
+    for name in COUNTS:
+        highest[name] = max(highest[name], now[name])
     return {name: by for name, by in grown.items() if by >= UNIT[name] * REPEATS // 2}
 
 
 def leaked(repeat):
     """Return what still grows after MAX_ROUNDS rounds, {} once two on end were flat."""
-    flat, growth = 0, {}
+    flat, growth, highest = 0, {}, dict.fromkeys(COUNTS, 0)
     for _ in range(MAX_ROUNDS):
-        growth = one_round(repeat)
+        growth = one_round(repeat, highest)
         flat = 0 if growth else flat + 1
         if flat == 2:
             return {}
