@@ -551,15 +551,19 @@ get_loop_attr(PyObject *self, void *Py_UNUSED(closure))
 static PyObject *
 callback_pair(PyObject *callback, PyObject *context)
 {
-    if (context != NULL) {
-        return PyTuple_Pack(2, callback, context);
-    }
-    PyObject *wakeup = fl_task_wakeup_callable((fl_task *)callback);
+    bool is_task = context == NULL;
     PyObject *pair = NULL;
-    if (wakeup != NULL) {
-        pair = PyTuple_Pack(2, wakeup, ((fl_task *)callback)->context);
-        Py_DECREF(wakeup);
+    /* references of its own: making objects can collect garbage, which can run any code */
+    Py_INCREF(callback);
+    context = Py_NewRef(is_task ? ((fl_task *)callback)->context : context);
+    if (is_task) {
+        Py_SETREF(callback, fl_task_wakeup_callable((fl_task *)callback));
     }
+    if (callback != NULL) {
+        pair = PyTuple_Pack(2, callback, context);
+    }
+    Py_XDECREF(callback);
+    Py_DECREF(context);
     return pair;
 }
 

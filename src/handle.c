@@ -202,47 +202,42 @@ handle_args_tuple(const fl_handle *h)
     return tuple;
 }
 
+/* "f(1) at file.py:2", by asyncio's own formatter. */
+static PyObject *
+format_callback(const fl_handle *h, PyObject *callback)
+{
+    fl_loop *loop = loop_of(h);
+    PyObject *text = NULL, *args = handle_args_tuple(h);
+    PyObject *kwnames = loop->st->format_callback_takes_debug ? loop->st->kwnames_debug : NULL;
+    if (args != NULL) {
+        PyObject *call[3] = {callback, args, loop->debug ? Py_True : Py_False};
+        text = PyObject_Vectorcall(loop->st->format_callback_source, call, 2, kwnames);
+        Py_DECREF(args);
+    }
+    return text;
+}
+
 /* "Exception in callback f(1)" to the exception handler, with the exception that
- * is set. The text is made by asyncio's own formatter. */
+ * is set. */
 static int
 handle_report(fl_handle *h, PyObject *callback)
 {
-    fl_loop *loop = loop_of(h);
-    fl_state *st = loop->st;
+    PyObject *loop = Py_NewRef(h->loop);
     PyObject *type, *value, *tb;
-    PyObject *args = NULL, *kwargs = NULL, *call_args = NULL, *source = NULL;
-    char *message = NULL;
-    int rc;
 
     PyErr_Fetch(&type, &value, &tb);
-    args = handle_args_tuple(h);
-    call_args = args == NULL ? NULL : PyTuple_Pack(2, callback, args);
-    if (call_args != NULL && st->format_callback_takes_debug) {
-        kwargs = Py_BuildValue("{sO}", "debug", loop->debug ? Py_True : Py_False);
-    }
-    if (call_args != NULL) {
-        source = PyObject_Call(st->format_callback_source, call_args, kwargs);
-    }
-    const char *text = source == NULL ? NULL : PyUnicode_AsUTF8(source);
+    PyObject *source = format_callback(h, callback);
+    PyObject *message =
+        source == NULL ? NULL : PyUnicode_FromFormat("Exception in callback %S", source);
+    const char *text = message == NULL ? NULL : PyUnicode_AsUTF8(message);
     PyErr_Clear(); /* a repr that raises must not hide the exception itself */
-    if (text == NULL) {
-        text = "?";
-    }
-    message = PyMem_Malloc(strlen(text) + sizeof("Exception in callback "));
-    if (message != NULL) {
-        strcpy(message, "Exception in callback ");
-        strcat(message, text);
-    }
     PyErr_Restore(type, value, tb);
-    rc = fl_report_raised((PyObject *)loop,
-                          message == NULL ? "Exception in callback" : message, "handle",
-                          (PyObject *)h, "source_traceback", h->source_traceback,
-                          (char *)NULL);
-    PyMem_Free(message);
-    Py_XDECREF(args);
-    Py_XDECREF(kwargs);
-    Py_XDECREF(call_args);
+    int rc = fl_report_raised(loop, text == NULL ? "Exception in callback ?" : text, "handle",
+                              (PyObject *)h, "source_traceback", h->source_traceback,
+                              (char *)NULL);
     Py_XDECREF(source);
+    Py_XDECREF(message);
+    Py_DECREF(loop);
     return rc;
 }
 
@@ -315,11 +310,15 @@ call_in_empty_context(fl_handle *h, handle_invocation *in)
     if (fl_empty_context_enter(loop) < 0) {
         return NULL;
     }
+    h->context = Py_NewRef(loop->empty_context); /* for who asks while it runs */
     PyObject *result = invocation_call(in);
     if (result == NULL) { /* the exception handler runs in it, too */
-        h->context = fl_empty_context_take(loop);
+        Py_DECREF(fl_empty_context_take(loop));
         h->runs_in = FL_RUN_IN_CONTEXT;
         return NULL;
+    }
+    if (h->runs_in == FL_RUN_IN_EMPTY) { /* nobody asked */
+        Py_CLEAR(h->context);
     }
     if (fl_empty_context_check(loop) < 0) {
         Py_CLEAR(result);
@@ -330,9 +329,6 @@ call_in_empty_context(fl_handle *h, handle_invocation *in)
 static PyObject *
 call_in_own_context(fl_handle *h, handle_invocation *in)
 {
-    if (fl_empty_context_leave(loop_of(h)) < 0) {
-        return NULL;
-    }
     PyObject *context = Py_NewRef(h->context);
     PyObject *result = NULL;
     if (PyContext_Enter(context) == 0) {
@@ -356,8 +352,10 @@ finish_sleep(handle_invocation *in)
     return Py_NewRef(Py_None);
 }
 
-int
-fl_handle_run(fl_handle *h)
+/* Call it in its context. An exception goes to the loop's exception handler; only
+ * KeyboardInterrupt and SystemExit come back, as -1. */
+static int
+handle_run_now(fl_handle *h)
 {
     handle_invocation in;
     PyObject *result;
@@ -473,7 +471,10 @@ fl_handle_run_queued(fl_handle *h)
     if (h->runs_in == FL_RUN_IN_EMPTY && handle_is_private(h)) {
         return run_private(h);
     }
-    int rc = fl_handle_run(h);
+    int rc = -1;
+    if (h->runs_in != FL_RUN_IN_CONTEXT || fl_empty_context_leave(loop_of(h)) == 0) {
+        rc = handle_run_now(h);
+    }
     if (Py_REFCNT(h) > 1) {
         fl_handle_track(h);
     }
@@ -504,6 +505,7 @@ fl_handle_cancel(fl_handle *h)
     if (h->cancelled) {
         return 0;
     }
+    h->cancelled = true;
     if (h->loop != NULL && loop_of(h)->debug) {
         /* Kept so that the repr still tells what it was (asyncio does so too). */
         PyObject *repr = PyObject_Repr((PyObject *)h);
@@ -512,7 +514,6 @@ fl_handle_cancel(fl_handle *h)
         }
         Py_XSETREF(h->repr, repr);
     }
-    h->cancelled = true;
     Py_INCREF(h);
     handle_drop_call(h);
     if (h->is_timer && h->loop != NULL) {
@@ -539,12 +540,31 @@ handle_cancelled(PyObject *self, PyObject *Py_UNUSED(ignored))
     return PyBool_FromLong(as_handle(self)->cancelled);
 }
 
+/* Have it run in a context of its own: it has to be shown, or is not run by the queue. */
+static int
+handle_need_context(fl_handle *h)
+{
+    if (h->runs_in == FL_RUN_IN_CONTEXT) {
+        return 0;
+    }
+    if (h->context == NULL && (h->context = PyContext_New()) == NULL) {
+        return -1;
+    }
+    h->runs_in = FL_RUN_IN_CONTEXT;
+    return 0;
+}
+
 static PyObject *
 handle_run(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    Py_INCREF(self); /* the interpreter can have lent us its only reference */
-    int rc = fl_handle_run(as_handle(self));
-    Py_DECREF(self);
+    fl_handle *h = as_handle(self);
+    /* Called from a callback, that one may be in the shared context. */
+    if (h->runs_in == FL_RUN_IN_EMPTY && handle_need_context(h) < 0) {
+        return NULL;
+    }
+    Py_INCREF(h); /* the interpreter can have lent us its only reference */
+    int rc = handle_run_now(h);
+    Py_DECREF(h);
     if (rc < 0) {
         return NULL;
     }
@@ -554,12 +574,10 @@ handle_run(PyObject *self, PyObject *Py_UNUSED(ignored))
 static PyObject *
 handle_get_context_attr(PyObject *self, void *Py_UNUSED(closure))
 {
-    fl_handle *h = as_handle(self);
-    if (h->context == NULL && h->runs_in != FL_RUN_IN_CONTEXT) {
-        h->context = PyContext_New();
-        h->runs_in = FL_RUN_IN_CONTEXT;
+    if (handle_need_context(as_handle(self)) < 0) {
+        return NULL;
     }
-    return Py_XNewRef(h->context);
+    return fl_none_or(as_handle(self)->context);
 }
 
 static PyObject *
@@ -590,7 +608,7 @@ static PyObject *
 handle_get_args(PyObject *self, void *Py_UNUSED(closure))
 {
     fl_handle *h = as_handle(self);
-    if (h->cancelled) {
+    if (h->cancelled && h->callback == NULL) {
         Py_RETURN_NONE;
     }
     return handle_args_tuple(h);

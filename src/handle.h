@@ -27,7 +27,7 @@ enum { FL_TIMER_IDLE = 0, FL_TIMER_FRESH = 1, FL_TIMER_HEAPED = 2 };
 struct fl_handle {
     PyObject ob_base;
     PyObject *loop;      /* owned; NULL while on the free list */
-    PyObject *context;   /* owned; NULL unless FL_RUN_IN_CONTEXT */
+    PyObject *context;   /* owned; NULL unless FL_RUN_IN_CONTEXT or running */
     PyObject *callback;  /* owned; NULL once cancelled, or while it runs */
     PyObject *args[FL_HANDLE_INLINE_ARGS]; /* owned */
     PyObject *more_args; /* owned tuple of all arguments, or NULL */
@@ -58,11 +58,9 @@ fl_handle *fl_handle_new(fl_loop *loop, PyObject *callback, PyObject *const *arg
 fl_timer *fl_timer_new(fl_loop *loop, double when, PyObject *callback,
                        PyObject *const *args, Py_ssize_t nargs, PyObject *context);
 
-/* Call it in its context; the caller's reference may be the last. An exception goes to the loop's exception handler;
- * only KeyboardInterrupt and SystemExit come back, as -1. */
-int fl_handle_run(fl_handle *h);
-
-/* The same for the handle that the ready queue gave: takes over the queue's reference. */
+/* Call the callback of the handle that the ready queue gave, in its context; takes
+ * over the queue's reference. An exception goes to the loop's exception handler; only
+ * KeyboardInterrupt and SystemExit come back, as -1. */
 int fl_handle_run_queued(fl_handle *h);
 
 /* From now on it may be found in a reference cycle. */

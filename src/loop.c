@@ -357,7 +357,7 @@ schedule_timer(fl_loop *loop, const char *name, double when, const call_args *c)
         return NULL;
     }
     fl_timer *t = fl_timer_new(loop, when, c->args[1], c->args + 2, c->nargs - 2, c->context);
-    if (t != NULL && fl_timers_add(&loop->timers, t) < 0) {
+    if (t != NULL && (fl_loop_check_closed(loop) < 0 || fl_timers_add(&loop->timers, t) < 0)) {
         Py_CLEAR(t);
     }
     return (PyObject *)t;
@@ -566,9 +566,14 @@ loop_run_once(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (fl_loop_check_closed(as_loop(self)) < 0) {
         return NULL;
     }
+    PyObject *before = Py_XNewRef(as_loop(self)->current_task); /* a task that calls this */
     as_loop(self)->first_turn = true;
     int rc = fl_loop_turn(as_loop(self));
-    if (fl_loop_restore_current(as_loop(self), NULL) < 0 || rc < 0) {
+    if (fl_loop_restore_current(as_loop(self), before) < 0) {
+        rc = -1;
+    }
+    Py_XDECREF(before);
+    if (rc < 0) {
         return NULL;
     }
     Py_RETURN_NONE;
@@ -731,8 +736,7 @@ loop_handles_of(PyObject *self, PyObject *object)
     }
     fl_handle *reader, *writer;
     fl_fd_handles(as_loop(self), fd, &reader, &writer);
-    return Py_BuildValue("(OO)", reader == NULL ? Py_None : (PyObject *)reader,
-                         writer == NULL ? Py_None : (PyObject *)writer);
+    return Py_BuildValue("(NN)", fl_none_or((PyObject *)reader), fl_none_or((PyObject *)writer));
 }
 
 PyDoc_STRVAR(add_callback_doc, "_add_callback($self, handle, /)\n--\n\n"
@@ -823,7 +827,7 @@ static PyObject *
 get_object(PyObject *self, void *closure)
 {
     PyObject *object = *(PyObject **)((char *)self + (size_t)closure);
-    return Py_NewRef(object == NULL ? Py_None : object);
+    return fl_none_or(object);
 }
 
 static int
@@ -840,7 +844,7 @@ get_ready(PyObject *self, void *Py_UNUSED(closure))
     fl_ready *q = &as_loop(self)->ready;
     PyObject *list = PyList_New(0);
     for (size_t i = q->head; list != NULL && i != q->tail; i++) {
-        uintptr_t entry = q->slots[i & q->mask];
+        uintptr_t entry = *fl_ready_slot(q, i);
         void *object = (void *)(entry & ~(uintptr_t)FL_READY_TAGS);
         PyObject *item = (entry & FL_READY_TAGS) == FL_READY_WATCH ? ((fl_watch *)object)->owner
                                                                    : object;
@@ -1029,7 +1033,7 @@ static int
 loop_setattro(PyObject *self, PyObject *name, PyObject *value)
 {
     int rc = PyObject_GenericSetAttr(self, name, value);
-    if (rc == 0 && PyObject_RichCompareBool(name, as_loop(self)->st->str_call_soon, Py_EQ) == 1) {
+    if (rc == 0 && PyUnicode_Compare(name, as_loop(self)->st->str_call_soon) == 0) {
         as_loop(self)->native = false;
     }
     return rc;
@@ -1041,7 +1045,7 @@ loop_traverse(PyObject *self, visitproc visit, void *arg)
     fl_loop *loop = as_loop(self);
     Py_VISIT(Py_TYPE(self));
     for (size_t i = loop->ready.head; i != loop->ready.tail; i++) {
-        uintptr_t entry = loop->ready.slots[i & loop->ready.mask];
+        uintptr_t entry = *fl_ready_slot(&loop->ready, i);
         void *object = (void *)(entry & ~(uintptr_t)FL_READY_TAGS);
         if ((entry & FL_READY_TAGS) == FL_READY_WATCH) {
             Py_VISIT(((fl_watch *)object)->owner);

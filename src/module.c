@@ -147,7 +147,10 @@ intern_names(fl_state *st)
 #undef FL_INTERN
     st->empty_tuple = PyTuple_New(0);
     st->kwnames_context = Py_BuildValue("(s)", "context");
-    return st->empty_tuple == NULL || st->kwnames_context == NULL ? -1 : 0;
+    st->kwnames_debug = Py_BuildValue("(s)", "debug");
+    return st->empty_tuple == NULL || st->kwnames_context == NULL || st->kwnames_debug == NULL
+               ? -1
+               : 0;
 }
 
 static int
@@ -185,6 +188,7 @@ each_slot(fl_state *st, slot_function function, void *arg)
         &st->register_task, &st->register_eager_task, &st->unregister_eager_task,
         &st->awaited_by_add, &st->awaited_by_discard, &st->base_create_task,
         &st->format_handle, &st->logger, &st->empty_tuple, &st->kwnames_context,
+        &st->kwnames_debug,
         (PyObject **)&st->PoolType, (PyObject **)&st->WorkType, &st->executor_module,
         &st->executor_logger, &st->BrokenThreadPool, &st->ConcurrentCancelledError,
         &st->ConcurrentInvalidStateError, &st->convert_future_exc, &st->base_run_in_executor,

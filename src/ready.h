@@ -15,9 +15,9 @@ enum { FL_READY_HANDLE = 0, FL_READY_TASK = 1, FL_READY_WATCH = 2, FL_READY_TAGS
 
 typedef struct {
     uintptr_t *slots;
-    size_t mask; /* capacity - 1; the capacity is a power of two */
-    size_t head; /* next to pop */
-    size_t tail; /* next free; tail - head entries wait */
+    size_t capacity; /* a power of two; 0: closed */
+    size_t head;     /* next to pop */
+    size_t tail;     /* next free; tail - head entries wait */
 } fl_ready;
 
 int fl_ready_open(fl_ready *q);
@@ -30,21 +30,29 @@ fl_ready_len(const fl_ready *q)
     return q->tail - q->head;
 }
 
-/* Append an entry; takes over the caller's reference only on success. */
+/* The entry at a position from head to tail. */
+static inline uintptr_t *
+fl_ready_slot(const fl_ready *q, size_t position)
+{
+    return &q->slots[position & (q->capacity - 1)];
+}
+
+/* Append an entry; takes over the caller's reference only on success. -1 with
+ * MemoryError, or RuntimeError if the queue is closed. */
 static inline int
 fl_ready_push(fl_ready *q, void *object, int tag)
 {
-    if (fl_ready_len(q) > q->mask && fl_ready_grow(q) < 0) {
+    if (fl_ready_len(q) == q->capacity && fl_ready_grow(q) < 0) {
         return -1;
     }
-    q->slots[q->tail++ & q->mask] = (uintptr_t)object | (uintptr_t)tag;
+    *fl_ready_slot(q, q->tail++) = (uintptr_t)object | (uintptr_t)tag;
     return 0;
 }
 
 static inline uintptr_t
 fl_ready_pop(fl_ready *q)
 {
-    return q->slots[q->head++ & q->mask];
+    return *fl_ready_slot(q, q->head++);
 }
 
 #endif

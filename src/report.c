@@ -61,6 +61,10 @@ fl_take_raised(void)
 #else
     PyObject *type, *value, *tb;
     PyErr_Fetch(&type, &value, &tb);
+    if (type == NULL) { /* lost by the interpreter, where memory was lacking */
+        PyErr_NoMemory();
+        PyErr_Fetch(&type, &value, &tb);
+    }
     PyErr_NormalizeException(&type, &value, &tb);
     if (tb != NULL) {
         PyException_SetTraceback(value, tb);

@@ -92,6 +92,7 @@ struct fl_state {
     PyObject *executor_submit;      /* its submit(), or NULL */
     PyObject *empty_tuple;
     PyObject *kwnames_context;           /* ("context",) */
+    PyObject *kwnames_debug;             /* ("debug",) */
 
 #define FL_NAME_FIELD(name) PyObject *str_##name;
     FL_NAMES(FL_NAME_FIELD)

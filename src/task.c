@@ -103,6 +103,10 @@ task_step_soon(fl_task *t, PyObject *exc)
     if (t->fut.native != NULL) {
         return fl_loop_push_task(t->fut.native, t);
     }
+    if (t->fut.loop == NULL) { /* its __init__ was called once more, and failed */
+        PyErr_SetString(PyExc_RuntimeError, "Task object is not initialized.");
+        return -1;
+    }
     PyObject *step = PyCFunction_New(&step_def, (PyObject *)t);
     if (step == NULL) {
         return -1;
@@ -301,6 +305,20 @@ task_handle_yield(fl_task *t, PyObject *yielded)
 
 /* --- one step --- */
 
+/* The task could not be made to wait. asyncio tells the exception handler, and the
+ * task never runs again; if memory was lacking, its coroutine gets to know. */
+static int
+task_throw_memory_error(fl_task *t)
+{
+    if (!PyErr_ExceptionMatches(PyExc_MemoryError)) {
+        return -1;
+    }
+    PyObject *exc = fl_take_raised();
+    int rc = task_step_soon(t, exc);
+    Py_DECREF(exc);
+    return rc;
+}
+
 /* The coroutine raised. KeyboardInterrupt and SystemExit are set on the task
  * and raised on: -1. */
 static int
@@ -309,7 +327,7 @@ task_end_raised(fl_task *t)
     fl_future *f = &t->fut;
     if (PyErr_ExceptionMatches(f->st->CancelledError)) {
         Py_XSETREF(f->cancelled_exc, fl_take_raised());
-        return fl_future_cancel(f, f->cancel_message) < 0 ? -1 : 0;
+        return fl_future_cancel(f, NULL) < 0 ? -1 : 0;
     }
     PyObject *exc = fl_take_raised();
     int rc = fl_future_set_exception(f, exc);
@@ -345,9 +363,13 @@ coro_throw(fl_state *st, PyObject *coro, PyObject *exc, PyObject **result)
     }
     if (PyErr_ExceptionMatches(PyExc_StopIteration)) {
         PyObject *stop = fl_take_raised();
-        *result = PyObject_GetAttrString(stop, "value");
+        if (PyErr_GivenExceptionMatches(stop, PyExc_StopIteration)) {
+            *result = Py_NewRef(((PyStopIterationObject *)stop)->value);
+            Py_DECREF(stop);
+            return PYGEN_RETURN;
+        }
+        PyErr_SetObject((PyObject *)Py_TYPE(stop), stop); /* no memory for a StopIteration */
         Py_DECREF(stop);
-        return *result == NULL ? PYGEN_ERROR : PYGEN_RETURN;
     }
     return PYGEN_ERROR;
 }
@@ -398,6 +420,7 @@ task_step(fl_task *t, PyObject *exc)
         Py_XDECREF(exc);
         return -1;
     }
+    Py_INCREF(coro);
     if (exc == NULL) {
         status = PyIter_Send(coro, Py_None, &result);
     }
@@ -405,8 +428,12 @@ task_step(fl_task *t, PyObject *exc)
         status = coro_throw(st, coro, exc, &result);
         Py_DECREF(exc);
     }
+    Py_DECREF(coro);
     if (status == PYGEN_NEXT) {
         rc = task_handle_yield(t, result);
+        if (rc < 0 && t->fut_waiter == NULL) {
+            rc = task_throw_memory_error(t);
+        }
     }
     else if (status == PYGEN_RETURN) {
         rc = task_end_returned(t, result);
@@ -427,9 +454,17 @@ waiter_exc(fl_future *f)
         f->log_traceback = false;
         return NULL;
     }
+    Py_INCREF(f);
     PyObject *result = fl_future_get_result(f);
+    Py_DECREF(f);
     Py_XDECREF(result);
     return fl_take_raised();
+}
+
+static inline bool
+is_native(const fl_state *st, PyObject *future)
+{
+    return Py_IS_TYPE(future, st->FutureType) || Py_IS_TYPE(future, st->TaskType);
 }
 
 int
@@ -440,7 +475,8 @@ fl_task_run(fl_loop *loop, fl_task *t)
     int rc = -1;
 
     t->step_exc = NULL;
-    if (exc == NULL && t->fut_waiter != NULL) {
+    /* not native: woken in vain by a future that it awaited before */
+    if (exc == NULL && t->fut_waiter != NULL && is_native(loop->st, t->fut_waiter)) {
         exc = waiter_exc((fl_future *)t->fut_waiter);
     }
     if ((loop->current_task == (PyObject *)t ||
@@ -522,7 +558,7 @@ task_wakeup_call(PyObject *self, PyObject *future)
     fl_state *st = as_task(self)->fut.st;
     PyObject *exc = NULL;
 
-    if (Py_IS_TYPE(future, st->FutureType) || Py_IS_TYPE(future, st->TaskType)) {
+    if (is_native(st, future)) {
         exc = waiter_exc((fl_future *)future);
     }
     else {

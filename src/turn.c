@@ -177,17 +177,19 @@ log_slow(fl_loop *loop, PyObject *object, double seconds)
     bool is_handle = Py_IS_TYPE(object, st->HandleType) || Py_IS_TYPE(object, st->TimerHandleType);
     PyObject *text = is_handle ? PyObject_CallOneArg(st->format_handle, object)
                                : PyObject_Repr(object); /* a task or a transport */
+    if (text == NULL) {
+        return -1;
+    }
     /* where asyncio's own turn looks it up, and where programs replace it */
     PyObject *base_events = PyImport_ImportModule("asyncio.base_events");
     PyObject *logger = base_events == NULL ? NULL : PyObject_GetAttrString(base_events, "logger");
-    PyObject *result = NULL;
-    if (text != NULL && logger != NULL) {
-        result = PyObject_CallMethod(logger, "warning", "sOd",
-                                     "Executing %s took %.3f seconds", text, seconds);
-    }
+    PyObject *result = logger == NULL ? NULL
+                                      : PyObject_CallMethod(logger, "warning", "sOd",
+                                                            "Executing %s took %.3f seconds",
+                                                            text, seconds);
     Py_XDECREF(base_events);
     Py_XDECREF(logger);
-    Py_XDECREF(text);
+    Py_DECREF(text);
     Py_XDECREF(result);
     return result == NULL ? -1 : 0;
 }
@@ -226,7 +228,8 @@ run_ready(fl_loop *loop)
 {
     size_t n = fl_ready_len(&loop->ready);
     int rc = 0;
-    for (; n > 0 && rc == 0; n--) {
+    /* fewer than n are left if a callback turned the loop itself */
+    for (; n > 0 && rc == 0 && fl_ready_len(&loop->ready) > 0; n--) {
         uintptr_t entry = fl_ready_pop(&loop->ready);
         loop->steps++;
         rc = loop->debug ? run_entry_debug(loop, entry) : run_entry(loop, entry);
@@ -256,11 +259,28 @@ flush_writes(fl_loop *loop)
     return rc;
 }
 
+/* A callback turns the loop itself (loop._run_once()): the context it is in is
+ * not for others. */
+static int
+turn_in_callback(fl_loop *loop)
+{
+    PyObject *context = loop->empty_context;
+    loop->empty_context = NULL;
+    loop->in_empty_context = false;
+    int rc = fl_loop_turn(loop);
+    Py_XSETREF(loop->empty_context, context);
+    loop->in_empty_context = true;
+    return rc;
+}
+
 int
 fl_loop_turn(fl_loop *loop)
 {
     int64_t timeout;
 
+    if (loop->in_empty_context) {
+        return turn_in_callback(loop);
+    }
     loop->turns++;
     loop->now_ns = fl_clock_ns();
     if (poll_is_due(loop)) {
@@ -293,7 +313,7 @@ static void
 track_queued_handles(fl_loop *loop)
 {
     for (size_t i = loop->ready.head; i != loop->ready.tail; i++) {
-        uintptr_t entry = loop->ready.slots[i & loop->ready.mask];
+        uintptr_t entry = *fl_ready_slot(&loop->ready, i);
         if ((entry & FL_READY_TAGS) == FL_READY_HANDLE) {
             fl_handle_track((fl_handle *)entry);
         }

@@ -86,7 +86,7 @@ entry_take(fl_loop *loop, int fd, bool to_handles)
 int
 fl_fd_set_handle(fl_loop *loop, int fd, unsigned which, fl_handle *h)
 {
-    if (table_reserve(&loop->fds, fd) < 0 || entry_take(loop, fd, true) < 0) {
+    if (entry_take(loop, fd, true) < 0 || table_reserve(&loop->fds, fd) < 0) {
         return -1;
     }
     fl_fd_entry *e = &loop->fds.entries[fd];
@@ -106,6 +106,7 @@ fl_fd_set_handle(fl_loop *loop, int fd, unsigned which, fl_handle *h)
     fl_handle **slot = which == FL_READ ? &e->reader : &e->writer;
     fl_handle *old = *slot;
     *slot = (fl_handle *)Py_NewRef(h);
+    fl_handle_track(h); /* it can wait for long, and the loop end without it */
     if (old != NULL) {
         int rc = fl_handle_cancel(old);
         Py_DECREF(old);
@@ -146,7 +147,7 @@ fl_fd_handles(fl_loop *loop, int fd, fl_handle **reader, fl_handle **writer)
 int
 fl_watch_start(fl_loop *loop, fl_watch *w, unsigned interest)
 {
-    if (table_reserve(&loop->fds, w->fd) < 0 || entry_take(loop, w->fd, false) < 0) {
+    if (entry_take(loop, w->fd, false) < 0 || table_reserve(&loop->fds, w->fd) < 0) {
         return -1;
     }
     fl_fd_entry *e = &loop->fds.entries[w->fd];

@@ -1,5 +1,6 @@
 """What every test relies on: the package under test, and no silent skips in CI."""
 
+import asyncio
 import os
 import pathlib
 
@@ -15,6 +16,25 @@ os.environ.setdefault("PYTHONSAFEPATH", "1")
 
 # Reasons that a machine, not a Python version, gives for not running a test.
 LACKING = ("needs ", "could not import ")
+
+NEW_LOOPS = {"asyncio": asyncio.SelectorEventLoop, "fastloop": fastloop.new_event_loop}
+
+
+@pytest.fixture(params=NEW_LOOPS)
+def loop(request):
+    """A loop of each kind, for what holds for both."""
+    loop = NEW_LOOPS[request.param]()
+    yield loop
+    if not loop.is_running():
+        loop.close()
+
+
+@pytest.fixture
+def fast():
+    """A fastloop loop."""
+    loop = fastloop.new_event_loop()
+    yield loop
+    loop.close()
 
 
 def in_ci():

@@ -18,23 +18,6 @@ import pytest
 
 import fastloop
 
-FACTORIES = {"asyncio": asyncio.SelectorEventLoop, "fastloop": fastloop.new_event_loop}
-
-
-@pytest.fixture(params=FACTORIES)
-def loop(request):
-    loop = FACTORIES[request.param]()
-    yield loop
-    if not loop.is_running():
-        loop.close()
-
-
-@pytest.fixture
-def fast():
-    loop = fastloop.new_event_loop()
-    yield loop
-    loop.close()
-
 
 def turn(loop):
     loop.call_soon(loop.stop)
@@ -219,7 +202,7 @@ WRONG_ARGUMENTS = [
 @pytest.mark.parametrize("call", WRONG_ARGUMENTS)
 def test_wrong_arguments_raise_what_asyncio_raises(call):
     raised = []
-    for factory in FACTORIES.values():
+    for factory in (asyncio.SelectorEventLoop, fastloop.new_event_loop):
         loop = factory()
         with pytest.raises(Exception) as info:
             call(loop)

@@ -8,17 +8,6 @@ import tempfile
 
 import pytest
 
-import fastloop
-
-NEW_LOOPS = {"asyncio": asyncio.SelectorEventLoop, "fastloop": fastloop.new_event_loop}
-
-
-@pytest.fixture(params=NEW_LOOPS)
-def loop(request):
-    loop = NEW_LOOPS[request.param]()
-    yield loop
-    loop.close()
-
 
 def make_pipe():
     reading, writing = os.pipe()

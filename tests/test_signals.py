@@ -12,22 +12,6 @@ import pytest
 
 import fastloop
 
-NEW_LOOPS = {"asyncio": asyncio.SelectorEventLoop, "fastloop": fastloop.new_event_loop}
-
-
-@pytest.fixture(params=NEW_LOOPS)
-def loop(request):
-    loop = NEW_LOOPS[request.param]()
-    yield loop
-    loop.close()
-
-
-@pytest.fixture
-def fast():
-    loop = fastloop.new_event_loop()
-    yield loop
-    loop.close()
-
 
 def run_script(source, *args):
     """Run a program of its own; give its standard output."""

@@ -17,23 +17,6 @@ import pytest
 
 import fastloop
 
-NEW_LOOPS = {"asyncio": asyncio.SelectorEventLoop, "fastloop": fastloop.new_event_loop}
-
-
-@pytest.fixture(params=NEW_LOOPS)
-def loop(request):
-    """A loop of each kind: what follows holds for both unless it says otherwise."""
-    loop = NEW_LOOPS[request.param]()
-    yield loop
-    loop.close()
-
-
-@pytest.fixture
-def fast():
-    loop = fastloop.new_event_loop()
-    yield loop
-    loop.close()
-
 
 @pytest.fixture
 def pair():

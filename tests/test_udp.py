@@ -13,15 +13,6 @@ import pytest
 
 import fastloop
 
-NEW_LOOPS = {"asyncio": asyncio.SelectorEventLoop, "fastloop": fastloop.new_event_loop}
-
-
-@pytest.fixture(params=NEW_LOOPS)
-def loop(request):
-    loop = NEW_LOOPS[request.param]()
-    yield loop
-    loop.close()
-
 
 class Recorder(asyncio.DatagramProtocol):
     def __init__(self):
