@@ -1,4 +1,4 @@
-"""create_connection() to a literal address, without the detours of the general case."""
+"""Literal addresses: getaddrinfo() without a thread, create_connection() without its detours."""
 
 import functools
 import socket
@@ -18,8 +18,31 @@ def _literal(host, port):
     return None
 
 
+def _is_number(port):
+    """A port that needs no look into the services database."""
+    if isinstance(port, bytes):
+        port = port.decode("ascii", "replace")
+    return port is None or isinstance(port, int) or (isinstance(port, str) and port.isdecimal())
+
+
+def _is_literal(host):
+    """An IPv4 or IPv6 address as text, perhaps with a zone; what is unusual is not."""
+    if type(host) is bytes:
+        host = host.decode("ascii", "replace")
+    return type(host) is str and _literal(host.partition("%")[0], 0) is not None
+
+
 class ConnectMixin:
-    """The common case of create_connection(); all else is asyncio's."""
+    """Literal addresses in getaddrinfo() and create_connection(); all else is asyncio's."""
+
+    @functools.wraps(base_events.BaseEventLoop.getaddrinfo)
+    async def getaddrinfo(self, host, port, *, family=0, type=0, proto=0, flags=0):
+        if self._debug or not (_is_literal(host) and _is_number(port)):
+            return await super().getaddrinfo(
+                host, port, family=family, type=type, proto=proto, flags=flags
+            )
+        # The resolver answers these by itself, in microseconds: no thread is worth it.
+        return base_events.socket.getaddrinfo(host, port, family, type, proto, flags)
 
     @functools.wraps(base_events.BaseEventLoop.create_connection)
     async def create_connection(self, protocol_factory, host=None, port=None, **options):

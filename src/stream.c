@@ -327,6 +327,19 @@ set_address(fl_stream *t, PyObject *key, PyObject *method, address_call call,
     return status;
 }
 
+int
+fl_stream_watch(fl_stream *t, bool for_writing)
+{
+    t->watch.fd = t->fd;
+    t->awaits_write = for_writing;
+    if (fl_watch_start(t->loop, &t->watch,
+                       FL_READ | FL_EDGE | (for_writing ? FL_WRITE : 0)) < 0) {
+        t->watch.fd = -1;
+        return -1;
+    }
+    return 0;
+}
+
 /* The keys 'socket', 'sockname' and 'peername' of get_extra_info(), and
  * TCP_NODELAY as base_events._set_nodelay sets it. */
 static int
@@ -350,6 +363,7 @@ describe_socket(fl_stream *t)
                                                 getpeername, &other) < 0)) {
         return -1;
     }
+    t->awaits_write = family != AF_UNIX; /* see set_up() */
     if (family != AF_INET && family != AF_INET6) {
         return 0;
     }
@@ -442,12 +456,9 @@ set_up(fl_stream *t, PyObject *protocol, PyObject *waiter, PyObject *extra,
         }
     }
     t->waiter = Py_XNewRef(or_null(waiter));
-    t->watch.fd = t->fd;
-    if (fl_watch_start(t->loop, &t->watch, FL_READ | FL_WRITE | FL_EDGE) < 0) {
-        t->watch.fd = -1;
-        return -1;
-    }
-    return schedule_start(t);
+    /* A Unix socket wakes who waits to write whenever its peer reads (Linux,
+     * unix_write_space), a TCP socket only after it was full. */
+    return fl_stream_watch(t, t->awaits_write) < 0 ? -1 : schedule_start(t);
 }
 
 PyObject *

@@ -72,6 +72,7 @@ typedef struct {
     bool no_more_reads;  /* eof_received() kept the connection open */
     bool eof;            /* write_eof() */
     bool protocol_paused;
+    bool awaits_write;   /* the poller was asked for FL_WRITE */
     bool blocked;        /* the kernel took less than it was given: await FL_WRITE */
     bool readable;       /* there may be more to read than events told */
     bool hung_up;        /* the peer ended: read until the kernel says so */
@@ -149,6 +150,10 @@ int fl_stream_fatal(fl_stream *t, const char *message);
  * connection_lost() raised. */
 int fl_stream_connection_lost(fl_stream *t, PyObject *exc);
 
+/* Begin to watch the fd; what can be read or written now is reported. -1 with an
+ * exception. */
+int fl_stream_watch(fl_stream *t, bool for_writing);
+
 /* Stop watching, close the socket and tell the server; errors are printed. */
 void fl_stream_release_socket(fl_stream *t);
 
@@ -169,6 +174,13 @@ int fl_stream_log_debug(fl_stream *t, const char *format);
 /* `loop`'s exception handler gets the exception that is set, raised in serving the
  * transport. As fl_report_raised. */
 int fl_stream_report(fl_stream *t, PyObject *loop, const char *message);
+
+/* stream_type.c */
+
+/* The argument of a method that takes just one, by position or by `name`: borrowed;
+ * NULL with TypeError. */
+PyObject *fl_only_argument(const char *function, const char *name, PyObject *const *args,
+                           Py_ssize_t nargs, PyObject *kwnames);
 
 /* stream_read.c */
 

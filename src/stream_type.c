@@ -8,6 +8,32 @@
 
 /* ---- methods ---------------------------------------------------------- */
 
+PyObject *
+fl_only_argument(const char *function, const char *name, PyObject *const *args,
+                 Py_ssize_t nargs, PyObject *kwnames)
+{
+    Py_ssize_t keywords = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
+    PyObject *keyword = keywords > 0 ? PyTuple_GET_ITEM(kwnames, 0) : NULL;
+
+    if (nargs + keywords == 1 &&
+        (keywords == 0 || PyUnicode_CompareWithASCIIString(keyword, name) == 0)) {
+        return args[0];
+    }
+    if (nargs + keywords == 0) {
+        PyErr_Format(PyExc_TypeError, "%s() missing 1 required positional argument: '%s'",
+                     function, name);
+    }
+    else if (keywords > 0) {
+        PyErr_Format(PyExc_TypeError, "%s() got an unexpected keyword argument '%U'", function,
+                     keyword);
+    }
+    else {
+        PyErr_Format(PyExc_TypeError, "%s() takes 2 positional arguments but %zd were given",
+                     function, nargs + 1);
+    }
+    return NULL;
+}
+
 static PyObject *
 none_unless(int status)
 {
@@ -58,12 +84,14 @@ stream_abort(fl_stream *t, PyObject *Py_UNUSED(ignored))
 }
 
 PyDoc_STRVAR(force_close_doc,
-"_force_close($self, exc, /)\n--\n\nabort() with an exception for connection_lost().");
+"_force_close($self, /, exc)\n--\n\nabort() with an exception for connection_lost().");
 
 static PyObject *
-stream_force_close_method(fl_stream *t, PyObject *exc)
+stream_force_close_method(fl_stream *t, PyObject *const *args, Py_ssize_t nargs,
+                          PyObject *kwnames)
 {
-    return none_unless(fl_stream_force_close(t, exc));
+    PyObject *exc = fl_only_argument("_force_close", "exc", args, nargs, kwnames);
+    return exc == NULL ? NULL : none_unless(fl_stream_force_close(t, exc));
 }
 
 PyDoc_STRVAR(fatal_error_doc,
@@ -86,13 +114,15 @@ stream_fatal_error(fl_stream *t, PyObject *args, PyObject *kwargs)
 }
 
 PyDoc_STRVAR(call_connection_lost_doc,
-"_call_connection_lost($self, exc, /)\n--\n\n"
+"_call_connection_lost($self, /, exc)\n--\n\n"
 "Call protocol.connection_lost(exc) and close the socket.");
 
 static PyObject *
-stream_call_connection_lost(fl_stream *t, PyObject *exc)
+stream_call_connection_lost(fl_stream *t, PyObject *const *args, Py_ssize_t nargs,
+                            PyObject *kwnames)
 {
-    return none_unless(fl_stream_connection_lost(t, exc));
+    PyObject *exc = fl_only_argument("_call_connection_lost", "exc", args, nargs, kwnames);
+    return exc == NULL ? NULL : none_unless(fl_stream_connection_lost(t, exc));
 }
 
 PyDoc_STRVAR(is_closing_doc, "is_closing($self, /)\n--\n\nTrue once close() was called.");
@@ -131,13 +161,14 @@ stream_resume_reading(fl_stream *t, PyObject *Py_UNUSED(ignored))
 }
 
 PyDoc_STRVAR(set_protocol_doc,
-"set_protocol($self, protocol, /)\n--\n\n"
+"set_protocol($self, /, protocol)\n--\n\n"
 "From now on call this Protocol or BufferedProtocol.");
 
 static PyObject *
-stream_set_protocol(fl_stream *t, PyObject *protocol)
+stream_set_protocol(fl_stream *t, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    return none_unless(fl_stream_set_protocol(t, protocol));
+    PyObject *protocol = fl_only_argument("set_protocol", "protocol", args, nargs, kwnames);
+    return protocol == NULL ? NULL : none_unless(fl_stream_set_protocol(t, protocol));
 }
 
 PyDoc_STRVAR(get_protocol_doc, "get_protocol($self, /)\n--\n\nThe current protocol.");
@@ -172,15 +203,11 @@ stream_take_fd_back(fl_stream *t, PyObject *Py_UNUSED(ignored))
         Py_RETURN_NONE;
     }
     t->lent = false;
-    t->watch.fd = t->fd;
     if (!fl_stream_fd_valid(t)) {
-        t->watch.fd = -1;
         PyErr_SetFromErrno(PyExc_OSError);
         return NULL;
     }
-    /* a new registration reports what can be read or written now */
-    if (fl_watch_start(t->loop, &t->watch, FL_READ | FL_WRITE | FL_EDGE) < 0) {
-        t->watch.fd = -1;
+    if (fl_stream_watch(t, true) < 0) {
         return NULL;
     }
     fl_stream_update_hold(t);
@@ -192,17 +219,19 @@ static PyMethodDef stream_methods[] = {
      METH_VARARGS | METH_KEYWORDS, get_extra_info_doc},
     {"close", (PyCFunction)stream_close, METH_NOARGS, close_doc},
     {"abort", (PyCFunction)stream_abort, METH_NOARGS, abort_doc},
-    {"_force_close", (PyCFunction)stream_force_close_method, METH_O, force_close_doc},
+    {"_force_close", (PyCFunction)(void (*)(void))stream_force_close_method,
+     METH_FASTCALL | METH_KEYWORDS, force_close_doc},
     {"_fatal_error", (PyCFunction)(void (*)(void))stream_fatal_error,
      METH_VARARGS | METH_KEYWORDS, fatal_error_doc},
-    {"_call_connection_lost", (PyCFunction)stream_call_connection_lost, METH_O,
-     call_connection_lost_doc},
+    {"_call_connection_lost", (PyCFunction)(void (*)(void))stream_call_connection_lost,
+     METH_FASTCALL | METH_KEYWORDS, call_connection_lost_doc},
     {"is_closing", (PyCFunction)stream_is_closing, METH_NOARGS, is_closing_doc},
     {"is_reading", (PyCFunction)stream_is_reading, METH_NOARGS, is_reading_doc},
     {"pause_reading", (PyCFunction)stream_pause_reading, METH_NOARGS, pause_reading_doc},
     {"resume_reading", (PyCFunction)stream_resume_reading, METH_NOARGS,
      resume_reading_doc},
-    {"set_protocol", (PyCFunction)stream_set_protocol, METH_O, set_protocol_doc},
+    {"set_protocol", (PyCFunction)(void (*)(void))stream_set_protocol,
+     METH_FASTCALL | METH_KEYWORDS, set_protocol_doc},
     {"get_protocol", (PyCFunction)stream_get_protocol, METH_NOARGS, get_protocol_doc},
     {"_lend_fd", (PyCFunction)stream_lend_fd, METH_NOARGS, lend_fd_doc},
     {"_take_fd_back", (PyCFunction)stream_take_fd_back, METH_NOARGS, take_fd_back_doc},

@@ -196,6 +196,21 @@ send_chunks(fl_stream *t)
     return sent;
 }
 
+/* Have the poller say when the kernel takes more. -1 with errno. */
+static int
+await_write(fl_stream *t)
+{
+    if (t->awaits_write || t->lent) {
+        return 0;
+    }
+    if (fl_watch_change(t->loop, &t->watch, FL_READ | FL_WRITE | FL_EDGE) < 0) {
+        PyErr_Clear();
+        return -1;
+    }
+    t->awaits_write = true;
+    return 0;
+}
+
 int
 fl_stream_send_waiting(fl_stream *t)
 {
@@ -206,7 +221,7 @@ fl_stream_send_waiting(fl_stream *t)
         }
         if (n == 0) {
             t->blocked = true;
-            return 0;
+            return await_write(t);
         }
         chunks_consume(&t->out, (size_t)n);
     }
@@ -524,7 +539,7 @@ write_view(fl_stream *t, PyObject *data)
 }
 
 PyDoc_STRVAR(write_doc,
-"write($self, data, /)\n--\n\n"
+"write($self, /, data)\n--\n\n"
 "Write bytes, a bytearray or a memoryview; never blocks.\n\n"
 "What the kernel does not take now is sent when it can be. Raises TypeError for\n"
 "other types and RuntimeError after write_eof(). As asyncio.WriteTransport.write.");
@@ -556,6 +571,14 @@ fl_stream_write(fl_stream *t, PyObject *data)
                       : write_view(t, data);
     Py_DECREF(t);
     return status < 0 ? NULL : Py_NewRef(Py_None);
+}
+
+static PyObject *
+stream_write(fl_stream *t, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    PyObject *data = fl_only_argument("write", "data", args, nargs, kwnames);
+
+    return data == NULL ? NULL : fl_stream_write(t, data);
 }
 
 /* One item of writelines() becomes a chunk of `c`. -1 with an exception. */
@@ -672,16 +695,20 @@ write_chunks(fl_stream *t, fl_chunks *lines)
 }
 
 PyDoc_STRVAR(writelines_doc,
-"writelines($self, list_of_data, /)\n--\n\n"
+"writelines($self, /, list_of_data)\n--\n\n"
 "Write an iterable of bytes-like objects as one piece.\n\n"
 "Raises TypeError, having written nothing, if an item is not bytes-like.");
 
 static PyObject *
-stream_writelines(fl_stream *t, PyObject *lines)
+stream_writelines(fl_stream *t, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
+    PyObject *lines = fl_only_argument("writelines", "list_of_data", args, nargs, kwnames);
     fl_chunks collected = {0};
     int status;
 
+    if (lines == NULL) {
+        return NULL;
+    }
 #if PY_VERSION_HEX >= 0x030C0000
     if (check_writable(t, "Cannot call writelines() after write_eof()",
                        "unable to writelines; sendfile is in progress") < 0) {
@@ -907,8 +934,10 @@ stream_reset_empty_waiter(fl_stream *t, PyObject *Py_UNUSED(ignored))
 }
 
 PyMethodDef fl_stream_write_methods[] = {
-    {"write", (PyCFunction)fl_stream_write, METH_O, write_doc},
-    {"writelines", (PyCFunction)stream_writelines, METH_O, writelines_doc},
+    {"write", (PyCFunction)(void (*)(void))stream_write, METH_FASTCALL | METH_KEYWORDS,
+     write_doc},
+    {"writelines", (PyCFunction)(void (*)(void))stream_writelines,
+     METH_FASTCALL | METH_KEYWORDS, writelines_doc},
     {"write_eof", (PyCFunction)stream_write_eof, METH_NOARGS, write_eof_doc},
     {"can_write_eof", (PyCFunction)stream_can_write_eof, METH_NOARGS, can_write_eof_doc},
     {"get_write_buffer_size", (PyCFunction)stream_get_write_buffer_size, METH_NOARGS,

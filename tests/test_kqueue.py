@@ -74,7 +74,8 @@ def test_it_is_the_kqueue_build(environ):
     [
         ("test_loop.py", "test_order.py"),
         ("test_wakeup.py", "-k", "not regular_file and not no_fd_left"),
-        ("test_stream_transport.py", "test_streams.py"),
+        ("test_stream_transport.py", "test_stream_object.py", "test_server.py"),
+        ("test_streams.py", "test_stream_read.py"),
         ("test_subprocess.py", "--deselect=test_subprocess.py::test_child_that_outlives_the_loop"),
         ("ecosystem/test_aiohttp.py",),
     ],

@@ -2,10 +2,12 @@
 
 import asyncio
 import gc
+import hashlib
 import inspect
 import random
 import socket
 import struct
+import threading
 import warnings
 
 import pytest
@@ -19,7 +21,7 @@ LOOPS = {"asyncio": asyncio.SelectorEventLoop, "fastloop": fastloop.new_event_lo
 def run(request):
     def run(scenario, *args, debug=False):
         with asyncio.Runner(loop_factory=LOOPS[request.param], debug=debug) as runner:
-            return runner.run(asyncio.wait_for(scenario(*args), 60))
+            return runner.run(asyncio.wait_for(scenario(*args), 110))
 
     return run
 
@@ -335,5 +337,64 @@ def test_patched_read_is_called(run, monkeypatch):
         far.sendall(b"four")
         assert await reader.read(10) == b"four"
         await finish(writer, far)
+
+    run(scenario)
+
+
+def short_connections(address, seed, failures):
+    """Hundreds of connections, each with a message of its own and a check of the answer; some are reset."""
+    rng = random.Random(seed)
+    for _ in range(400):
+        payload = rng.randbytes(rng.choice([0, 1, 100, 1000, 20_000, 200_000]))
+        message = len(payload).to_bytes(4, "big") + payload
+        with socket.create_connection(address, 60) as sock:
+            if rng.random() < 0.1:
+                sock.sendall(message[: rng.randrange(5)])
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                continue
+            while message:
+                n = rng.choice([1, 3, 1000, len(message)])
+                sock.sendall(message[:n])
+                message = message[n:]
+            answer = b"".join(iter(lambda: sock.recv(rng.choice([1, 100])), b""))
+            if answer != hashlib.sha256(payload).digest():
+                failures.append((seed, len(payload), answer))
+
+
+def test_thousands_of_short_connections(run):
+    """Checksums of random messages read in random ways: no byte is lost, doubled or another connection's."""
+
+    async def serve(reader, writer):
+        rng = random.Random()
+        try:
+            left = int.from_bytes(await reader.readexactly(4), "big")
+            digest = hashlib.sha256()
+            while left > 0:
+                size = rng.randrange(1, rng.choice([10, 5000, 500_000]))
+                read = reader.readexactly(min(size, left)) if rng.random() < 0.2 else reader.read(min(size, left))
+                data = await read
+                if not data:
+                    return
+                digest.update(data)
+                left -= len(data)
+            writer.write(digest.digest()[:5])
+            writer.write(digest.digest()[5:])
+            await writer.drain()
+        except (ConnectionError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    async def scenario():
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        failures = []
+        address = server.sockets[0].getsockname()
+        threads = [threading.Thread(target=short_connections, args=(address, seed, failures)) for seed in range(6)]
+        for thread in threads:
+            thread.start()
+        while any(thread.is_alive() for thread in threads):
+            await asyncio.sleep(0.01)
+        server.close()
+        assert failures == []
 
     run(scenario)
