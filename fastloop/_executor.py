@@ -10,24 +10,56 @@ from fastloop._core import WorkQueue
 
 __all__ = ["ThreadPoolExecutor"]
 
+_Base = concurrent.futures.ThreadPoolExecutor  # programs may put another in its place
+
 # Those that a forked child has to clear of its parent's threads and calls.
 _executors = weakref.WeakSet()
 
 
-def _worker(queue, initializer, initargs):
+# .context is what the worker thread runs calls in, if prepare_context() was overridden.
+_here = threading.local()
+
+
+class _Context:
+    """As concurrent.futures.thread.WorkerContext of Python 3.14: what surrounds a worker's calls."""
+
+    def __init__(self, initializer, initargs):
+        self._initializer = initializer
+        self._initargs = initargs
+
+    def initialize(self):
+        if self._initializer is not None:
+            self._initializer(*self._initargs)
+
+    def finalize(self):
+        pass
+
+
+def _run_in_context(task):
+    return _here.context.run(task)
+
+
+def _worker(queue, ticket, context):
     """Be a worker thread of queue."""
-    if initializer is not None:
-        try:
-            initializer(*initargs)
-        except BaseException:
-            concurrent.futures._base.LOGGER.critical("Exception in initializer:", exc_info=True)
-            queue.fail("A thread initializer failed, the thread pool is not usable anymore")
-            return
-    del initializer, initargs
-    queue.work()
+    # Here and not by who starts the thread, which an interrupt could keep from it.
+    with _stdlib._global_shutdown_lock:
+        if not _stdlib._shutdown:
+            # concurrent.futures' exit function wakes and joins the threads listed here.
+            _stdlib._threads_queues[threading.current_thread()] = queue
+    try:
+        context.initialize()
+    except BaseException:
+        concurrent.futures._base.LOGGER.critical("Exception in initializer:", exc_info=True)
+        queue.fail(ticket, "A thread initializer failed, the thread pool is not usable anymore")
+        return
+    _here.context = context
+    try:
+        queue.work(ticket)
+    finally:
+        context.finalize()
 
 
-class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
+class ThreadPoolExecutor(_Base):
     """Run calls in a pool of threads, handing them over in C.
 
     Takes what concurrent.futures.ThreadPoolExecutor of the running Python takes and does what
@@ -41,16 +73,21 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
     shutdown().  In the child of a fork the pool is empty and works.
     """
 
-    def __init__(self, max_workers=None, thread_name_prefix="", initializer=None, initargs=()):
-        super().__init__(max_workers, thread_name_prefix, initializer, initargs)
+    def __init__(
+        self, max_workers=None, thread_name_prefix="", initializer=None, initargs=(), **ctxkwargs
+    ):
+        super().__init__(max_workers, thread_name_prefix, initializer, initargs, **ctxkwargs)
         self._initializer = initializer
         self._initargs = initargs
         self._work_queue = queue = WorkQueue(self._max_workers)
+        queue.direct = self._calls_as_they_are()
         queue.owner = weakref.ref(self, queue.abandon)
         _executors.add(self)
 
     def submit(self, fn, /, *args, **kwargs):
         future = concurrent.futures.Future()
+        if not self._work_queue.direct:
+            fn, args, kwargs = _run_in_context, (self._resolve_work_item_task(fn, args, kwargs),), {}
         self._work_queue.submit(self, future, fn, args, kwargs)
         return future
 
@@ -64,21 +101,25 @@ class ThreadPoolExecutor(concurrent.futures.ThreadPoolExecutor):
 
     shutdown.__doc__ = concurrent.futures.Executor.shutdown.__doc__
 
-    def _start_worker(self):
+    def _calls_as_they_are(self):
+        """Whether prepare_context(), new in Python 3.14, is nobody's own."""
+        prepare = getattr(type(self), "prepare_context", None)
+        inherited = getattr(_Base, "prepare_context", None)
+        return getattr(prepare, "__func__", prepare) is getattr(inherited, "__func__", inherited)
+
+    def _start_worker(self, ticket):
         """Start one more thread; the queue calls this when it has more calls than workers."""
-        queue = self._work_queue
+        if self._work_queue.direct:
+            context = _Context(self._initializer, self._initargs)
+        else:
+            context = self._create_worker_context()
         thread = threading.Thread(
             name=f"{self._thread_name_prefix}_{len(self._threads)}",
             target=_worker,
-            args=(queue, self._initializer, self._initargs),
+            args=(self._work_queue, ticket, context),
         )
         thread.start()
         self._threads.add(thread)
-        # concurrent.futures' exit function wakes and joins the threads listed here.
-        _stdlib._threads_queues[thread] = queue
-        if _stdlib._shutdown:
-            # It may have read the list before this thread was in it.
-            queue.put(None)
 
     @property
     def _shutdown(self):

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "threadsafe.h"
+
 /* fastloop._executor imports this extension, so it is imported when the first
  * executor is asked for, not when the extension is. */
 static int
@@ -200,5 +202,5 @@ fl_executor_init(PyObject *module, fl_state *st)
     if (st->base_run_in_executor == NULL) {
         return -1;
     }
-    return fl_pool_init(module, st);
+    return fl_threadsafe_init(st) < 0 ? -1 : fl_pool_init(module, st);
 }

@@ -10,6 +10,7 @@
 
 #include "executor.h"
 #include "task.h"
+#include "threadsafe.h"
 #include "turn.h"
 
 static inline fl_loop *
@@ -344,7 +345,7 @@ loop_call_soon_threadsafe(PyObject *self, PyObject *const *args, Py_ssize_t narg
     }
     PyObject *h = call_soon(as_loop(self), "call_soon_threadsafe", args, nargs, kwnames);
     if (h != NULL) {
-        fl_loop_wake(as_loop(self));
+        fl_loop_wake_for(as_loop(self), args[0]);
     }
     return h;
 }
@@ -984,7 +985,7 @@ loop_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwar
     }
     loop->st = st;
     loop->poller.fd = loop->waker.read_fd = loop->waker.write_fd = -1;
-    loop->spin.possible = fl_spin_possible();
+    loop->spin.possible = loop->caller_spin.possible = fl_spin_possible();
     loop->closed = true; /* until __init__ */
     fl_timers_open(&loop->timers);
     int native = has_native_call_soon(st, type);

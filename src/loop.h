@@ -31,6 +31,8 @@ struct fl_loop {
     fl_waker waker;         /* ends a blocking poll */
     fl_spin spin;           /* whether to look for an answer before blocking */
     bool spun;              /* in vain: the next poll blocks */
+    fl_spin caller_spin;    /* whether a thread that calls should look for its answer */
+    bool caller_due;        /* one got its answer so: it may call again */
     Py_ssize_t answers_due; /* calls that worker threads have to answer */
 
     /* end-of-turn flush */

@@ -192,7 +192,7 @@ each_slot(fl_state *st, slot_function function, void *arg)
         (PyObject **)&st->PoolType, (PyObject **)&st->WorkType, &st->executor_module,
         &st->executor_logger, &st->BrokenThreadPool, &st->ConcurrentCancelledError,
         &st->ConcurrentInvalidStateError, &st->convert_future_exc, &st->base_run_in_executor,
-        &st->ThreadPoolExecutor, &st->executor_submit,
+        &st->ThreadPoolExecutor, &st->executor_submit, &st->call_code,
 #define FL_NAME_SLOT(name) &st->str_##name,
         FL_NAMES(FL_NAME_SLOT)
 #undef FL_NAME_SLOT

@@ -448,7 +448,6 @@ worker_loop(fl_worker *worker, fl_pool *pool)
 {
     unsigned generation = pool->generation;
     int64_t since = 0;
-    pool->n_starting--;
     while (pool->generation == generation) {
         fl_work *work = pool_pop(pool);
         if (work != NULL) {
@@ -486,17 +485,41 @@ worker_loop(fl_worker *worker, fl_pool *pool)
     return 0;
 }
 
+/* A thread that was started has a ticket, its only byte one of these. Starting can
+ * fail (an interrupt) although the thread comes to life later. */
+enum { TICKET_STARTING = 0, TICKET_ARRIVED, TICKET_GIVEN_UP };
+
+/* The thread with that ticket has come. -1 with TypeError for something else. */
+static int
+pool_arrive(fl_pool *pool, PyObject *ticket)
+{
+    if (!PyByteArray_CheckExact(ticket) || PyByteArray_GET_SIZE(ticket) != 1) {
+        PyErr_SetString(PyExc_TypeError, "only a thread that the queue asked for is a worker");
+        return -1;
+    }
+    if (*PyByteArray_AS_STRING(ticket) == TICKET_GIVEN_UP) {
+        pool->n_threads++;
+    }
+    else if (*PyByteArray_AS_STRING(ticket) == TICKET_STARTING) {
+        pool->n_starting--;
+    }
+    *PyByteArray_AS_STRING(ticket) = TICKET_ARRIVED;
+    return 0;
+}
+
 PyDoc_STRVAR(pool_work_doc,
-"work($self, /)\n--\n\n"
+"work($self, ticket, /)\n--\n\n"
 "Be a worker: run calls in this thread until the pool is closed and empty.");
 
 static PyObject *
-pool_work(PyObject *self, PyObject *Py_UNUSED(ignored))
+pool_work(PyObject *self, PyObject *ticket)
 {
     fl_pool *pool = (fl_pool *)self;
+    if (pool_arrive(pool, ticket) < 0) {
+        return NULL;
+    }
     fl_worker worker = {.wake = PyThread_allocate_lock(), .state = FL_AWAKE};
     if (worker.wake == NULL) {
-        pool->n_starting--;
         return PyErr_NoMemory();
     }
     PyThread_acquire_lock(worker.wake, WAIT_LOCK);
@@ -517,21 +540,29 @@ pool_grow(fl_pool *pool, PyObject *executor)
     while (rc == 0 && !pool->starting && pool->n_threads < pool->max_threads &&
            pool->queued > pool->n_idle + pool->n_waking + pool->n_starting) {
         unsigned generation = pool->generation;
+        PyObject *ticket = PyByteArray_FromStringAndSize("", 1);
+        if (ticket == NULL) {
+            return -1;
+        }
+        *PyByteArray_AS_STRING(ticket) = TICKET_STARTING;
         pool->starting = true;
         pool->n_threads++;
         pool->n_starting++;
-        PyObject *r = PyObject_CallMethodNoArgs(executor, pool->st->str__start_worker);
-        if (pool->generation != generation) {
-            Py_XDECREF(r);
-            return r == NULL ? -1 : 0;
-        }
-        pool->starting = false;
-        if (r == NULL) {
-            pool->n_threads--;
-            pool->n_starting--;
-            rc = -1;
+        PyObject *r = PyObject_CallMethodOneArg(executor, pool->st->str__start_worker, ticket);
+        rc = r == NULL ? -1 : 0;
+        if (pool->generation == generation) {
+            pool->starting = false;
+            if (rc < 0 && *PyByteArray_AS_STRING(ticket) == TICKET_STARTING) {
+                *PyByteArray_AS_STRING(ticket) = TICKET_GIVEN_UP;
+                pool->n_threads--;
+                pool->n_starting--;
+            }
         }
         Py_XDECREF(r);
+        Py_DECREF(ticket);
+        if (pool->generation != generation) {
+            return rc; /* in the child of a fork */
+        }
     }
     return rc;
 }
@@ -617,7 +648,7 @@ fl_pool_of_executor(fl_state *st, PyObject *executor, fl_pool **pool)
     if (queue == NULL) {
         return PyErr_Occurred() ? -1 : 0;
     }
-    if (!Py_IS_TYPE(queue, st->PoolType)) {
+    if (!Py_IS_TYPE(queue, st->PoolType) || !((fl_pool *)queue)->direct) {
         Py_DECREF(queue);
         return 0;
     }
@@ -704,19 +735,26 @@ pool_close(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 }
 
 PyDoc_STRVAR(pool_fail_doc,
-"fail($self, message, /)\n--\n\n"
+"fail($self, ticket, message, /)\n--\n\n"
 "Called by a worker whose initializer raised, instead of work(): the pool is\n"
 "broken and every queued call fails with BrokenThreadPool(message).");
 
 static PyObject *
-pool_fail(PyObject *self, PyObject *message)
+pool_fail(PyObject *self, PyObject *const *args, Py_ssize_t nargs)
 {
     fl_pool *pool = (fl_pool *)self;
+    if (nargs != 2) {
+        PyErr_SetString(PyExc_TypeError, "fail() takes a ticket and a message");
+        return NULL;
+    }
+    if (pool_arrive(pool, args[0]) < 0) {
+        return NULL;
+    }
+    PyObject *message = args[1];
     PyObject *exception = PyObject_CallOneArg(pool->st->BrokenThreadPool, message);
     if (exception == NULL) {
         return NULL;
     }
-    pool->n_starting--;
     Py_XSETREF(pool->broken, Py_NewRef(message));
     pool_refuse_all(pool, exception);
     Py_DECREF(exception);
@@ -826,6 +864,25 @@ pool_set_owner(PyObject *self, PyObject *value, void *closure)
     return 0;
 }
 
+static PyObject *
+pool_get_direct(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(((fl_pool *)self)->direct);
+}
+
+static int
+pool_set_direct(PyObject *self, PyObject *value, void *closure)
+{
+    (void)closure;
+    int direct = fl_attribute_truth(value);
+    if (direct < 0) {
+        return -1;
+    }
+    ((fl_pool *)self)->direct = direct;
+    return 0;
+}
+
 PyDoc_STRVAR(pool_doc,
 "WorkQueue(max_workers, /)\n--\n\n"
 "The queue of a fastloop.ThreadPoolExecutor, and the loop of its workers.");
@@ -847,6 +904,7 @@ pool_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     }
     pool->st = fl_state_of_type(type);
     pool->max_threads = max_threads;
+    pool->direct = true;
     pool->spin.possible = fl_spin_possible();
     return (PyObject *)pool;
 }
@@ -886,8 +944,8 @@ pool_dealloc(PyObject *self)
 
 static PyMethodDef pool_methods[] = {
     {"submit", (PyCFunction)(void (*)(void))pool_submit, METH_FASTCALL, pool_submit_doc},
-    {"work", pool_work, METH_NOARGS, pool_work_doc},
-    {"fail", pool_fail, METH_O, pool_fail_doc},
+    {"work", pool_work, METH_O, pool_work_doc},
+    {"fail", (PyCFunction)(void (*)(void))pool_fail, METH_FASTCALL, pool_fail_doc},
     {"close", (PyCFunction)(void (*)(void))pool_close, METH_FASTCALL, pool_close_doc},
     {"abandon", pool_abandon, METH_O, pool_abandon_doc},
     {"put", pool_put, METH_O, pool_put_doc},
@@ -902,6 +960,7 @@ static PyGetSetDef pool_getset[] = {
     {"broken", pool_get_broken, NULL, "Why it is broken (a str), or False.", NULL},
     {"idle", pool_get_idle, NULL, "The number of sleeping workers.", NULL},
     {"owner", pool_get_owner, pool_set_owner, "The weak reference to the executor.", NULL},
+    {"direct", pool_get_direct, pool_set_direct, "Whether loops may pass by submit().", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

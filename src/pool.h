@@ -59,6 +59,7 @@ struct fl_pool {
     Py_ssize_t max_threads;
     unsigned generation; /* changes in the child of a fork */
     bool closed;         /* no more calls; workers end when the queue is empty */
+    bool direct;         /* loops may pass by the executor's submit() */
     bool starting;       /* a thread is being started */
     bool spinning;       /* an idle worker does not sleep yet */
     fl_spin spin;        /* whether that pays */

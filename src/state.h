@@ -38,7 +38,7 @@ typedef struct fl_timer fl_timer;
     X(_loop) X(get_debug) X(throw) X(is_running) X(_check_callback) X(_shutdown)         \
     X(_start_worker) X(_work_queue) X(_default_executor) X(_check_default_executor)      \
     X(asyncio) X(critical) X(run_in_executor) X(set_result) X(set_exception)             \
-    X(set_running_or_notify_cancel) X(submit)
+    X(set_running_or_notify_cancel) X(submit) X(_state)
 
 struct fl_state {
     PyObject *module; /* borrowed: the module owns this state */
@@ -90,6 +90,10 @@ struct fl_state {
     PyObject *base_run_in_executor; /* BaseEventLoop.run_in_executor */
     PyObject *ThreadPoolExecutor;   /* fastloop.ThreadPoolExecutor, or NULL */
     PyObject *executor_submit;      /* its submit(), or NULL */
+    /* threadsafe.c: the code of run_coroutine_threadsafe()'s callback, or NULL,
+     * and which of its free variables is the future */
+    PyObject *call_code;
+    Py_ssize_t call_future_cell;
     PyObject *empty_tuple;
     PyObject *kwnames_context;           /* ("context",) */
     PyObject *kwnames_debug;             /* ("debug",) */

@@ -45,7 +45,7 @@ poll_timeout(fl_loop *loop, int64_t *timeout)
 static bool
 spin_pays(fl_loop *loop, int64_t timeout)
 {
-    return loop->answers_due > 0 && !loop->spun && (timeout < 0 || timeout > 2 * FL_SPIN_NS) &&
+    return (loop->answers_due > 0 || loop->caller_due) && !loop->spun && (timeout < 0 || timeout > 2 * FL_SPIN_NS) &&
            fl_spin_wanted(&loop->spin);
 }
 
@@ -75,6 +75,7 @@ poll_events(fl_loop *loop, int64_t timeout)
     loop->spun = spin && !paid && n == 0;
     if (paid || loop->spun) {
         fl_spin_learn(&loop->spin, paid);
+        loop->caller_due &= paid;
     }
     loop->io_done = loop->first_turn = false;
     loop->now_ns = loop->polled_ns = fl_clock_ns();

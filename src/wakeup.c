@@ -157,16 +157,31 @@ done:
     return n;
 }
 
-void
-fl_waker_await_gil(const fl_waker *w)
+/* Spin until the state is between `first` and `last`, but no longer than `ns`. */
+static void
+await_state(const fl_waker *w, int first, int last, int64_t ns)
 {
-    int64_t end = fl_clock_ns() + FL_SPIN_NS;
+    int64_t end = fl_clock_ns() + ns;
     do {
         for (int i = 0; i < FL_SPIN_LOOKS; i++) {
-            if (atomic_load(&w->state) >= FL_SPINS) {
+            int state = atomic_load(&w->state);
+            if (state >= first && state <= last) {
                 return;
             }
             fl_spin_pause();
         }
     } while (fl_clock_ns() < end);
+}
+
+void
+fl_waker_await_gil(const fl_waker *w)
+{
+    await_state(w, FL_SPINS, FL_WOKEN, FL_SPIN_NS);
+}
+
+void
+fl_waker_await_wait(const fl_waker *w)
+{
+    /* twice as long: the loop may have to be woken first */
+    await_state(w, FL_SPINS, FL_SLEEPS, 2 * FL_SPIN_NS);
 }

@@ -63,4 +63,7 @@ fl_waker_give_back(fl_waker *w)
 /* Without the GIL: wait a moment for the loop's thread to let go of it. */
 void fl_waker_await_gil(const fl_waker *w);
 
+/* The same until it has seen to its wakeup and waits again. */
+void fl_waker_await_wait(const fl_waker *w);
+
 #endif

@@ -4,9 +4,11 @@ import asyncio
 import concurrent.futures
 import contextvars
 import gc
+import importlib.util
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -794,6 +796,225 @@ def test_an_interrupt_while_a_thread_is_started(monkeypatch):
             assert pool.submit(abs, -n).result(30) == n
 
 
+def test_an_interrupt_before_the_thread_has_come(monkeypatch):
+    """It is a worker all the same, and is counted and joined as one."""
+    gate = threading.Event()
+    start = threading.Thread.start
+
+    def interrupted(self):
+        start(self)
+        raise KeyboardInterrupt
+
+    with fastloop.ThreadPoolExecutor(1, initializer=gate.wait) as pool:
+        monkeypatch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            pool.submit(int)
+        monkeypatch.undo()
+        gate.set()
+        first = [pool.submit(threading.get_ident) for _ in range(100)]
+        assert {future.result(30) for future in first} <= {
+            thread.ident for thread in threading.enumerate()
+        }
+
+
+def test_the_first_thread_cannot_be_started_while_others_submit(monkeypatch):
+    """A failing start fails its own caller; who comes meanwhile is served by the next thread."""
+    start = threading.Thread.start
+    inside, others = threading.Event(), threading.Event()
+    worker_names = set()
+
+    def fail_once(self):
+        if not self.name.startswith("mine"):
+            return start(self)
+        if not inside.is_set():
+            inside.set()
+            others.wait(30)
+            raise RuntimeError("can't start new thread")
+        worker_names.add(self.name)
+        start(self)
+
+    with fastloop.ThreadPoolExecutor(3, "mine") as pool:
+        monkeypatch.setattr(threading.Thread, "start", fail_once)
+        outcome = []
+
+        def first():
+            try:
+                pool.submit(outcome.append, "ran")
+            except RuntimeError as error:
+                outcome.append(str(error))
+
+        thread = threading.Thread(target=first)
+        thread.start()
+        assert inside.wait(30)
+        waiting = [pool.submit(abs, -n) for n in range(5)]
+        others.set()
+        thread.join(30)
+        assert outcome == ["can't start new thread"]
+        waiting.append(pool.submit(abs, -5))
+        assert [future.result(30) for future in waiting] == [0, 1, 2, 3, 4, 5]
+        assert worker_names
+        monkeypatch.undo()
+
+
+# --- without memory ---
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("_testcapi") is None, reason="needs _testcapi.set_nomemory()"
+)
+@pytest.mark.skipif("asan" in os.environ.get("LD_PRELOAD", ""), reason="it has its own allocator")
+@pytest.mark.parametrize(
+    "call",
+    ["pool.submit(abs, -3).result(30)", "await loop.run_in_executor(pool, abs, -3)"],
+    ids=["submit", "run_in_executor"],
+)
+def test_any_allocation_may_fail(call):
+    """The n-th allocation of a call fails, in whichever thread: MemoryError, and the pool lives."""
+    before, _, rest = call.partition("pool.submit" if "submit" in call else "loop.run_in_executor")
+    submit = call[len(before) :].removesuffix(".result(30)")
+    out = run_script(
+        f"""
+        import asyncio, _testcapi, fastloop, logging
+        logging.disable()
+        refused = 0
+        async def main():
+            global refused
+            loop = asyncio.get_running_loop()
+            loop.set_exception_handler(lambda loop, context: None)
+            pool = fastloop.ThreadPoolExecutor(2)
+            for n in range(60):
+                await loop.run_in_executor(pool, int)
+                future = None
+                _testcapi.set_nomemory(n, n + 1)
+                try:
+                    future = {submit}
+                except (MemoryError, RuntimeError):  # "can't allocate lock"
+                    refused += 1
+                finally:
+                    _testcapi.remove_mem_hooks()
+                if isinstance(future, asyncio.Future):
+                    await asyncio.wait([future], timeout=30)
+                    assert future.done()
+                elif future is not None:
+                    try:
+                        assert future.result(30) == 3
+                    except (MemoryError, RuntimeError):
+                        refused += 1
+                assert {call} == 3
+        fastloop.run(main())
+        print(refused)
+        """,
+        args=(),
+    )
+    assert int(out) > 0
+
+
+# --- threads that look out for each other before they sleep ---
+
+
+def test_a_loop_that_waits_for_answers_still_reads(fast):
+    """Quick calls one after the other keep nobody's socket waiting."""
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        one, other = socket.socketpair()
+        with one, other:
+            one.setblocking(False)
+            got = []
+            loop.add_reader(one, lambda: got.append(one.recv(1)))
+            for n in range(300):
+                other.send(b"x")
+                for _ in range(2000):
+                    await loop.run_in_executor(None, int)
+                    if len(got) > n:
+                        break
+                else:
+                    pytest.fail("nothing was read in 2000 turns")
+            loop.remove_reader(one)
+
+    fast.run(main())
+
+
+def test_loops_come_and_go_under_their_workers():
+    """A worker tells a loop of its answer without the GIL: the loop is there until it has."""
+    with fastloop.ThreadPoolExecutor(2) as pool:
+        for n in range(300):
+            loop = fastloop.new_event_loop()
+            loop.run_until_complete(loop.run_in_executor(pool, int))
+            late = [loop.run_in_executor(pool, abs, -n) for _ in range(3)]
+            loop.close()
+            del loop, late
+        assert pool.submit(abs, -1).result(30) == 1
+
+
+@pytest.fixture
+def served():
+    """A fastloop loop that runs in a thread of its own."""
+    loop = fastloop.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield loop
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
+
+
+def test_run_coroutine_threadsafe_that_is_quick_slow_and_failing(served):
+    async def answer(n):
+        if n % 5 == 1:
+            await asyncio.sleep(0.001)
+        if n % 5 == 2:
+            raise ValueError(n)
+        return n
+
+    for n in range(500):
+        future = asyncio.run_coroutine_threadsafe(answer(n), served)
+        assert type(future) is concurrent.futures.Future
+        if n % 5 == 2:
+            with pytest.raises(ValueError, match=str(n)):
+                future.result(30)
+        else:
+            assert future.result(30) == n
+
+
+def test_run_coroutine_threadsafe_of_a_coroutine_that_needs_its_callers_lock(served):
+    """The caller looks out for the answer for a moment only."""
+    lock = threading.Lock()
+
+    async def needs_lock():
+        with lock:
+            return 1
+
+    for _ in range(50):
+        with lock:
+            future = asyncio.run_coroutine_threadsafe(needs_lock(), served)
+        assert future.result(30) == 1
+
+
+def test_run_coroutine_threadsafe_from_many_threads_and_cancelled(served):
+    cancelled = threading.Semaphore(0)
+
+    async def for_ever():
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            cancelled.release()
+            raise
+
+    def call(k):
+        for n in range(50):
+            slow = asyncio.run_coroutine_threadsafe(for_ever(), served)
+            quick = asyncio.run_coroutine_threadsafe(asyncio.sleep(0, (k, n)), served)
+            assert quick.result(30) == (k, n)
+            assert slow.cancel()
+        return k
+
+    with concurrent.futures.ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(call, range(6))) == list(range(6))
+    for _ in range(300):
+        assert cancelled.acquire(timeout=30)
+
+
 # --- exit of the interpreter ---
 
 
@@ -1065,6 +1286,55 @@ def test_errors_of_the_queue_type():
         queue.put(1)
     with pytest.raises(TypeError):
         queue.submit(1, 2)
+
+
+@pytest.mark.skipif(
+    not hasattr(concurrent.futures.ThreadPoolExecutor, "prepare_context"), reason="new in 3.14"
+)
+def test_a_prepare_context_of_ones_own(fast):
+    """What surrounds the calls of each worker, and may replace them."""
+    finalized = []
+
+    def classes(base):
+        class Context:
+            def initialize(self):
+                self.thread = threading.current_thread().name
+
+            def finalize(self):
+                finalized.append(self.thread)
+
+            def run(self, task):
+                fn, args, kwargs = task
+                return self.thread, threading.current_thread().name, fn(*args, **kwargs)
+
+        class Pool(base):
+            @classmethod
+            def prepare_context(cls, initializer, initargs, *, factor):
+                def resolve(fn, args, kwargs):
+                    return fn, [factor * arg for arg in args], kwargs
+
+                return Context, resolve
+
+        return Pool
+
+    for base in POOLS.values():
+        finalized.clear()
+        with classes(base)(1, "own", factor=3) as pool:
+            assert pool.submit(abs, -2).result(30) == ("own_0", "own_0", 6)
+            expected = ("own_0", "own_0", 9)
+            assert fast.run(in_pool(pool, abs, -3)) == expected
+        assert finalized == ["own_0"]
+        with pytest.raises(TypeError, match="factor"):
+            classes(base)(1)
+
+
+async def in_pool(pool, function, *args):
+    return await asyncio.get_running_loop().run_in_executor(pool, function, *args)
+
+
+def test_unknown_keywords_are_refused(pool_type):
+    with pytest.raises(TypeError, match="unexpected keyword argument"):
+        pool_type(what=1)
 
 
 def test_no_warning_of_ours(fast):

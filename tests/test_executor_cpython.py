@@ -8,7 +8,12 @@ import sys
 
 import pytest
 
-MODULES = ["test_as_completed", "test_init", "test_shutdown", "test_thread_pool", "test_wait"]
+TESTS = "test.test_concurrent_futures"
+SPEC = importlib.util.find_spec(TESTS)
+MODULES = [TESTS]  # one file up to Python 3.11
+if SPEC is not None and SPEC.submodule_search_locations:
+    NAMES = ["test_as_completed", "test_init", "test_shutdown", "test_thread_pool", "test_wait"]
+    MODULES = [f"{TESTS}.{name}" for name in NAMES]
 
 # Test ids that may not pass, each with the reason.
 EXCEPTIONS = {}
@@ -18,8 +23,9 @@ import concurrent.futures, importlib, json, sys, unittest
 import fastloop
 concurrent.futures.ThreadPoolExecutor = fastloop.ThreadPoolExecutor
 concurrent.futures.thread.ThreadPoolExecutor = fastloop.ThreadPoolExecutor
-module = importlib.import_module("test.test_concurrent_futures." + sys.argv[1])
-util = importlib.import_module("test.test_concurrent_futures.util")
+module = importlib.import_module(sys.argv[1])
+package, _, name = sys.argv[1].rpartition(".")
+util = importlib.import_module(package + ".util") if package != "test" else module
 assert util.ThreadPoolMixin.executor_type is fastloop.ThreadPoolExecutor
 
 def cases(suite):
@@ -43,7 +49,7 @@ print("\\n" + json.dumps({"passed": result.passed, "bad": bad, "run": result.tes
 
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("test.test_concurrent_futures") is None,
+    SPEC is None,
     reason="this interpreter does not carry the test.test_concurrent_futures package",
 )
 
