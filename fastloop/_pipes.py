@@ -1,9 +1,10 @@
-"""Pipe transports: asyncio's own, with fewer copies of what goes through them."""
+"""Pipe transports: asyncio's own, with fewer copies of what goes through them, and larger pipes for bulk data."""
 
 import collections
+import fcntl
 import itertools
 import os
-from asyncio import unix_events
+from asyncio import base_subprocess, streams, subprocess, unix_events
 from asyncio.log import logger
 
 # Chunks given to one writev(); IOV_MAX is 1024 on Linux, macOS and the BSDs.
@@ -50,21 +51,111 @@ class _Chunks:
             sent -= len(part)
 
 
-class ReadPipeTransport(unix_events._UnixReadPipeTransport):
+# What a pipe holds on Linux unless somebody asked for another size. With so little each side mostly
+# waits for the other: through one of four times the size goes four times as much.
+_USUAL_SIZE = 65536
+_LARGE_SIZE = 262144
+_FULL_TIMES = 4  # how often it was full before it is made larger
+# Large pipes that one loop has at a time: a user without privileges gets 64 MB for all (pipe(7)).
+_LARGE_AT_ONCE = 64
+
+
+class _Growing:
+    """A pipe transport whose pipe grows once it was found full a few times."""
+
+    _times_full = 0
+    _large = False
+
+    def _found_full(self):
+        self._times_full += 1
+        if self._times_full != _FULL_TIMES or self._loop._large_pipes >= _LARGE_AT_ONCE:
+            return
+        try:
+            if fcntl.fcntl(self._fileno, fcntl.F_GETPIPE_SZ) != _USUAL_SIZE:
+                return
+            fcntl.fcntl(self._fileno, fcntl.F_SETPIPE_SZ, _LARGE_SIZE)
+        except (AttributeError, OSError):
+            return  # not Linux, no pipe, or more than the user's share
+        self._large = True
+        self._loop._large_pipes += 1
+
+    def _call_connection_lost(self, exc):
+        if self._large:
+            self._loop._large_pipes -= 1
+        super()._call_connection_lost(exc)
+
+
+_FEED_DATA = streams.StreamReader.feed_data
+_PIPE_DATA_RECEIVED = subprocess.SubprocessStreamProtocol.pipe_data_received
+
+
+def _reader_behind(protocol):
+    """The StreamReader in which ends what `protocol` receives, if only asyncio's code is in between."""
+    if type(protocol) is not base_subprocess.ReadSubprocessPipeProto:
+        return None
+    process = protocol.proc
+    if type(process) is not unix_events._UnixSubprocessTransport or process._pending_calls is not None:
+        return None
+    target = process._protocol
+    if (
+        type(target) is not subprocess.SubprocessStreamProtocol
+        or getattr(target.pipe_data_received, "__func__", None) is not _PIPE_DATA_RECEIVED
+    ):
+        return None
+    reader = target.stdout if protocol.fd == 1 else target.stderr
+    if (
+        type(reader) is not streams.StreamReader
+        or getattr(reader.feed_data, "__func__", None) is not _FEED_DATA
+        or type(reader._buffer) is not bytearray
+        or type(reader._limit) is not int
+        or reader._eof
+    ):
+        return None
+    return reader
+
+
+class ReadPipeTransport(_Growing, unix_events._UnixReadPipeTransport):
     """The reading end of a pipe; made by loop.connect_read_pipe()."""
 
     def _read_ready(self):
-        loop = self._loop
+        reader = _reader_behind(self._protocol)
         try:
-            data = loop._read_pipe(self._fileno, self.max_size)
+            if reader is not None and self._read_into(reader):
+                return
+            data = self._loop._read_pipe(self._fileno, self.max_size)
         except (BlockingIOError, InterruptedError):
             return
         except OSError as exc:
             self._fatal_error(exc, "Fatal read error on pipe transport")
             return
         if data:
+            if len(data) >= _USUAL_SIZE:
+                self._found_full()
             self._protocol.data_received(data)
-            return
+        else:
+            self._ended()
+
+    def _read_into(self, reader):
+        """Read what is there into the StreamReader; False if that cannot be done."""
+        buffer = reader._buffer
+        before = len(buffer)
+        # as much as it takes before it has the transport paused
+        size = 2 * reader._limit - before
+        if not 0 < size < self.max_size:
+            size = self.max_size
+        last = self._loop._read_pipe_into(self._fileno, size, buffer)
+        if last is None:
+            return False
+        if last:
+            if len(buffer) + 1 - before >= _USUAL_SIZE:
+                self._found_full()
+            reader.feed_data(last)  # wakes who waits, and pauses what is too fast
+        else:
+            self._ended()
+        return True
+
+    def _ended(self):
+        loop = self._loop
         if loop.get_debug():
             logger.info("%r was closed by peer", self)
         self._closing = True
@@ -73,7 +164,7 @@ class ReadPipeTransport(unix_events._UnixReadPipeTransport):
         loop.call_soon(self._call_connection_lost, None)
 
 
-class WritePipeTransport(unix_events._UnixWritePipeTransport):
+class WritePipeTransport(_Growing, unix_events._UnixWritePipeTransport):
     """The writing end of a pipe; made by loop.connect_write_pipe()."""
 
     def __init__(self, *args, **kwargs):
@@ -81,6 +172,7 @@ class WritePipeTransport(unix_events._UnixWritePipeTransport):
         self._buffer = _Chunks()
 
     def _write_ready(self):
+        self._found_full()  # or there were nothing to wait for
         try:
             self._buffer.write(self._fileno)
         except (BlockingIOError, InterruptedError):
@@ -105,6 +197,8 @@ class WritePipeTransport(unix_events._UnixWritePipeTransport):
 
 class PipeMixin:
     """loop.connect_read_pipe() and connect_write_pipe() with these transports."""
+
+    _large_pipes = 0
 
     def _make_read_pipe_transport(self, pipe, protocol, waiter=None, extra=None):
         return ReadPipeTransport(self, pipe, protocol, waiter, extra)

@@ -1,6 +1,7 @@
 """Pipe transports, on asyncio and on fastloop alike."""
 
 import asyncio
+import fcntl
 import os
 import pty
 import socket
@@ -221,3 +222,63 @@ def test_wrong_type_written(loop):
         reading.close()
 
     loop.run_until_complete(main())
+
+
+def test_pipe_grows_for_bulk_data():
+    """On fastloop, either end; not for little data, and not where somebody chose the size."""
+    usual, large = 65536, 262144
+    loop = fastloop.new_event_loop()
+
+    async def send(size, chosen=None):
+        reading, writing = make_pipe()
+        if chosen:
+            fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, chosen)
+        copy = os.dup(reading.fileno())
+        source, _ = await loop.connect_write_pipe(asyncio.Protocol, writing)
+        source.write(bytes(size))
+        transport, protocol = await loop.connect_read_pipe(Recorder, reading)
+        await protocol.received(size)
+        source.close()
+        await asyncio.wait_for(protocol.lost.wait(), 30)
+        capacity = fcntl.fcntl(copy, fcntl.F_GETPIPE_SZ)
+        os.close(copy)
+        return capacity
+
+    assert loop.run_until_complete(send(2 * usual)) == usual
+    assert loop.run_until_complete(send(32 * usual)) == large
+    assert loop.run_until_complete(send(32 * usual, chosen=2 * usual)) == 2 * usual
+    assert loop.run_until_complete(send(32 * usual, chosen=4096)) == 4096
+    assert loop._large_pipes == 0
+    loop._large_pipes = 64
+    assert loop.run_until_complete(send(32 * usual)) == usual
+    loop.close()
+
+
+def test_reading_into_a_bytearray():
+    """The loop's own way past the bytes objects."""
+    loop = fastloop.new_event_loop()
+    reading, writing = os.pipe()
+    os.set_blocking(reading, False)
+    array = bytearray(b"before ")
+    with pytest.raises(BlockingIOError):
+        loop._read_pipe_into(reading, 100, array)
+    os.write(writing, b"some")
+    assert loop._read_pipe_into(reading, 3, array) == b"m"
+    assert loop._read_pipe_into(reading, 3, array) == b"e"
+    assert array == b"before so"
+    os.write(writing, b"x" * 50_000)
+    with memoryview(array):
+        assert loop._read_pipe_into(reading, 50_000, array) is None
+    assert loop._read_pipe_into(reading, 40_000, array) == b"x"
+    assert loop._read_pipe_into(reading, 40_000, array) == b"x"
+    assert array == b"before so" + b"x" * 49_998
+    os.close(writing)
+    assert loop._read_pipe_into(reading, 100, array) == b""
+    assert len(array) == 50_007
+    for arguments in [(reading, 1), (reading, 1, b""), (reading, -1, array), ("x", 1, array)]:
+        with pytest.raises((TypeError, OverflowError)):
+            loop._read_pipe_into(*arguments)
+    os.close(reading)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        loop._read_pipe_into(reading, 1, array)
+    loop.close()

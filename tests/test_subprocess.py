@@ -4,9 +4,11 @@ import asyncio
 import errno
 import gc
 import os
+import pathlib
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import warnings
@@ -117,17 +119,116 @@ def test_output_input_and_status(loop):
     loop.run_until_complete(main())
 
 
-def test_options_are_popens(loop, tmp_path):
+# What a child finds true, given these options; `{fd}` is a pipe that is open in the parent.
+OPTIONS = [
+    ({"cwd": "/usr"}, "os.getcwd() == '/usr'"),
+    ({"cwd": pathlib.Path("/usr")}, "os.getcwd() == '/usr'"),
+    ({"env": {**os.environ, "COLOUR": "blue"}}, "os.environ['COLOUR'] == 'blue'"),
+    ({"preexec_fn": os.setsid}, "os.getsid(0) == os.getpid()"),
+    ({"start_new_session": True}, "os.getsid(0) == os.getpid()"),
+    ({"process_group": 0}, "os.getpgrp() == os.getpid()"),
+    ({"umask": 0o71}, "os.umask(0) == 0o71"),
+    ({"user": os.getuid()}, f"os.getuid() == {os.getuid()}"),
+    ({"group": os.getgid()}, f"os.getgid() == {os.getgid()}"),
+    ({"pipesize": 8192}, "fcntl.fcntl(1, fcntl.F_GETPIPE_SZ) == 8192"),
+    ({}, "not os.path.exists('/proc/self/fd/{fd}')"),
+    ({"close_fds": True}, "not os.path.exists('/proc/self/fd/{fd}')"),
+    ({"close_fds": False}, "os.path.exists('/proc/self/fd/{fd}')"),
+    ({"pass_fds": "{fd}"}, "os.path.exists('/proc/self/fd/{fd}')"),
+    ({"bufsize": 0, "shell": False, "universal_newlines": False, "text": None}, "True"),
+]
+if os.getuid() == 0:
+    OPTIONS.append(({"extra_groups": [7, 8]}, "{7, 8} <= set(os.getgroups())"))
+
+
+@pytest.mark.parametrize("options, claim", OPTIONS, ids=str)
+def test_options_are_popens(any_loop, options, claim):
+    reading, writing = os.pipe()
+    os.set_inheritable(reading, True)
+    if "pass_fds" in options:
+        options = {"pass_fds": [reading]}
+    claim = claim.replace("{fd}", str(reading))
+
+    async def main():
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", f"import fcntl, os; print(bool({claim}))", stdout=PIPE, **options
+        )
+        assert await process.communicate() == (b"True\n", None)
+        assert process.returncode == 0
+
+    try:
+        any_loop.run_until_complete(main())
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def test_executable(any_loop):
+    async def main():
+        process = await asyncio.create_subprocess_exec(
+            "its name", "-c", "echo $0", executable="/bin/sh", stdout=PIPE
+        )
+        assert await process.communicate() == (b"its name\n", None)
+        process = await asyncio.create_subprocess_shell(
+            "echo $BASH", executable="/bin/bash", stdout=PIPE
+        )
+        assert await process.communicate() == (b"/bin/bash\n", None)
+
+    any_loop.run_until_complete(main())
+
+
+@pytest.mark.parametrize("restore, status", [(True, -signal.SIGPIPE), (False, 0)])
+def test_restore_signals(any_loop, restore, status):
+    async def main():  # Python itself ignores SIGPIPE
+        process = await asyncio.create_subprocess_exec(
+            "sh", "-c", "kill -PIPE $$", restore_signals=restore
+        )
+        assert await process.wait() == status
+
+    any_loop.run_until_complete(main())
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"universal_newlines": True}, "universal_newlines must be False"),
+        ({"text": True}, "text must be False"),
+        ({"encoding": "utf-8"}, "encoding must be None"),
+        ({"errors": "strict"}, "errors must be None"),
+        ({"bufsize": 1}, "bufsize must be 0"),
+        ({"shell": "wrong"}, "shell must be "),
+    ],
+)
+def test_options_that_are_refused(any_loop, options, message):
+    async def main():
+        for call in (any_loop.subprocess_exec, any_loop.subprocess_shell):
+            given = dict(options)
+            if "shell" in given:
+                given["shell"] = call == any_loop.subprocess_exec
+            with pytest.raises(ValueError, match=message):
+                await call(asyncio.SubprocessProtocol, "true", **given)
+        with pytest.raises(ValueError, match="cmd must be a string"):
+            await any_loop.subprocess_shell(asyncio.SubprocessProtocol, 5)
+        with pytest.raises(TypeError):
+            await any_loop.subprocess_exec(asyncio.SubprocessProtocol, "true", no_such_option=1)
+        assert zombie() is None
+
+    any_loop.run_until_complete(main())
+
+
+def test_streams_are_files_pipes_or_nothing(loop, tmp_path):
     async def main():
         out = tmp_path / "out"
-        with out.open("wb") as file:
+        (tmp_path / "in").write_bytes(b"from a file")
+        with out.open("wb") as file, (tmp_path / "in").open("rb") as source:
             process = await asyncio.create_subprocess_exec(
-                "sh", "-c", 'pwd; echo "$COLOUR"; cat', stdin=DEVNULL, stdout=file, cwd=tmp_path,
-                env={"COLOUR": "blue", "PATH": os.environ["PATH"]}, start_new_session=True,
-            )  # fmt: skip
-        assert process.stdout is None
+                "sh", "-c", "cat; echo err >&2", stdin=source, stdout=file, stderr=STDOUT
+            )
+        assert process.stdin is process.stdout is process.stderr is None
         assert await process.wait() == 0
-        assert out.read_text() == f"{tmp_path}\nblue\n"
+        assert out.read_bytes() == b"from a fileerr\n"
+        process = await asyncio.create_subprocess_shell("cat >&2", stdin=DEVNULL, stderr=PIPE)
+        assert await process.communicate() == (None, b"")
 
     loop.run_until_complete(main())
 
@@ -273,6 +374,58 @@ def test_child_reaped_by_someone_else(loop, caplog):
 
     loop.run_until_complete(main())
     assert "exit status already read:  will report returncode 255" in caplog.text
+
+
+def test_forbidden_by_seccomp():
+    """In a sandbox whose filter refuses pidfd_open(), as some containers' do."""
+    if sys.platform != "linux" or os.uname().machine not in ("x86_64", "aarch64"):
+        pytest.skip("the filter below is for Linux on x86-64 and AArch64")
+    source = """
+        import asyncio, ctypes, os, signal, struct, sys, threading
+        import fastloop
+
+        PR_SET_NO_NEW_PRIVS, PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 38, 22, 2
+        PIDFD_OPEN, ALLOW, ERRNO_EPERM = 434, 0x7FFF0000, 0x00050001
+        LOAD, JUMP_EQUAL, RETURN = 0x20, 0x15, 0x06
+        code = b"".join(struct.pack("HBBI", *line) for line in [
+            (LOAD, 0, 0, 0), (JUMP_EQUAL, 0, 1, PIDFD_OPEN), (RETURN, 0, 0, ERRNO_EPERM), (RETURN, 0, 0, ALLOW)
+        ])
+        lines = ctypes.create_string_buffer(code)
+        program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 4, ctypes.addressof(lines)))
+        prctl = ctypes.CDLL(None, use_errno=True).prctl
+        prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
+        assert prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0
+        assert prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.addressof(program), 0, 0) == 0
+        try:
+            os.pidfd_open(os.getpid())
+        except PermissionError:
+            pass
+        else:
+            raise AssertionError("the filter is not in force")
+
+        async def main():
+            pipe = asyncio.subprocess.PIPE
+            process = await asyncio.create_subprocess_exec("cat", stdin=pipe, stdout=pipe)
+            assert await process.communicate(b"through") == (b"through", None)
+            assert await process.wait() == 0
+            process = await asyncio.create_subprocess_exec("sleep", "600")
+            process.terminate()
+            assert await process.wait() == -signal.SIGTERM
+            for thread in threading.enumerate():
+                if thread.name.startswith("fastloop-waitpid"):
+                    thread.join()
+
+        fastloop.run(main())
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            print("no child is left")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(source)], capture_output=True, text=True, timeout=120,
+        env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(fastloop.__file__))},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "no child is left\n", "")
 
 
 def test_child_reaped_by_the_kernel(loop, caplog):
@@ -421,5 +574,76 @@ def test_large_data_both_ways(any_loop):
         process = await asyncio.create_subprocess_exec(*CAT, stdin=PIPE, stdout=PIPE)
         out, _ = await process.communicate(payload)
         assert out == payload
+
+    any_loop.run_until_complete(main())
+
+
+def test_every_way_of_reading(any_loop):
+    """Pieces of all sizes on stdout and stderr at once, read by one method after the other."""
+    child = """if True:
+        import random, sys
+        order = random.Random(5)
+        for _ in range(400):
+            size = order.choice([1, 10, 1000, 70_000])
+            for stream in (sys.stdout.buffer, sys.stderr.buffer):
+                stream.write(order.randbytes(size).replace(b"\\n", b"") + b"\\n")
+                stream.flush()
+    """
+
+    async def read_in_turn(stream):
+        parts = []
+        while not stream.at_eof():
+            for read in (
+                stream.readline(),
+                stream.readuntil(b"\n"),
+                stream.read(1),
+                stream.read(100_000),
+                stream.readexactly(5_000),
+            ):
+                try:
+                    parts.append(await read)
+                except asyncio.IncompleteReadError as exc:
+                    parts.append(exc.partial)
+        return b"".join(parts)
+
+    async def main():
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", child, stdout=PIPE, stderr=PIPE, limit=80_000
+        )
+        read = await asyncio.gather(read_in_turn(process.stdout), read_in_turn(process.stderr))
+        assert await process.wait() == 0
+        return read
+
+    expected = subprocess.run([sys.executable, "-c", child], capture_output=True, check=True)
+    assert any_loop.run_until_complete(main()) == [expected.stdout, expected.stderr]
+
+
+def test_who_replaces_feed_data_sees_all(any_loop):
+    async def main():
+        process = await asyncio.create_subprocess_exec(*CAT, stdin=PIPE, stdout=PIPE)
+        seen, feed_data = [], process.stdout.feed_data
+        process.stdout.feed_data = lambda data: (seen.append(data), feed_data(data))
+        out, _ = await process.communicate(bytes(1 << 20))
+        assert b"".join(seen) == out == bytes(1 << 20)
+
+    any_loop.run_until_complete(main())
+
+
+def test_slow_reader_stops_the_child(any_loop):
+    """No more is taken from the pipe than twice the limit and one read."""
+
+    async def main():
+        process = await asyncio.create_subprocess_exec("cat", "/dev/zero", stdout=PIPE, limit=100_000)
+        while not process.stdout._paused:
+            await asyncio.sleep(0)
+        held = len(process.stdout._buffer)
+        assert 200_000 < held <= 200_000 + 262_144
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert len(process.stdout._buffer) == held
+        for _ in range(100):
+            await process.stdout.readexactly(100_000)
+        process.kill()
+        await process.communicate()
 
     any_loop.run_until_complete(main())
