@@ -9,6 +9,8 @@ import tempfile
 
 import pytest
 
+import fastloop
+
 
 def make_pipe():
     reading, writing = os.pipe()
