@@ -207,7 +207,8 @@ int main(int argc, char **argv)
 #ifdef WITH_TLS
     tls_context = SSL_CTX_new(TLS_server_method());
     SSL_CTX_set_mode(tls_context, SSL_MODE_ENABLE_PARTIAL_WRITE | SSL_MODE_ACCEPT_MOVING_WRITE_BUFFER);
-    SSL_CTX_set_read_ahead(tls_context, 1);
+    SSL_CTX_set_read_ahead(tls_context, 1);     /* one recv() for many records */
+    SSL_CTX_set_default_read_buffer_len(tls_context, sizeof(buffer));
     if (argc != 4 || SSL_CTX_use_certificate_file(tls_context, argv[2], SSL_FILETYPE_PEM) != 1 ||
         SSL_CTX_use_PrivateKey_file(tls_context, argv[3], SSL_FILETYPE_PEM) != 1) {
         fprintf(stderr, "echo_limit: certificate or key cannot be used\n");

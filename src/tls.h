@@ -42,6 +42,9 @@ typedef enum {
 typedef struct {
     uint64_t fed;      /* bytes given to ssl, ever */
     uint64_t boundary; /* the value of `fed` at the end of the last complete record */
+    uint64_t taken;    /* ssl has taken all before this out of the BIO, perhaps more */
+    size_t complete;   /* records that ssl may not have given the data of: the number is
+                          never too small */
     size_t left;       /* bytes that the record at the end still lacks */
     uint8_t header[5]; /* of a record whose header is not complete */
     uint8_t have;      /* bytes of it */
@@ -70,6 +73,7 @@ typedef struct {
     int conn_lost;
     bool native;       /* read takes a buffer: it is _ssl's own */
     bool must_ask;     /* ssl may hold data of a record that it has taken already */
+    bool answered;     /* reading met what ssl may have an answer to for the peer */
     bool buffered;     /* app_protocol is an asyncio.BufferedProtocol */
     bool stock;        /* ... or exactly an asyncio.StreamReaderProtocol */
     bool ssl_writing_paused, app_reading_paused;

@@ -53,17 +53,45 @@ frames_follow(fl_tls_frames *f, const char *data, size_t len)
         data += n;
         if (f->left == 0) {
             f->boundary = position;
+            f->complete++;
         }
     }
 }
 
-/* ssl has not taken all of the complete records, or we cannot know. It takes a
- * record from the BIO only when it needs one. */
+/* ssl has records to give, as far as we know. */
 static bool
-has_more(fl_tls *p)
+has_more(const fl_tls *p)
 {
-    return p->must_ask || p->frames.lost ||
-           p->frames.fed - fl_tls_pending(p, p->incoming) < p->frames.boundary;
+    return p->must_ask || p->frames.lost || p->frames.complete > 0;
+}
+
+/* No more bytes than this wait in the incoming BIO. */
+static size_t
+most_waiting(const fl_tls *p)
+{
+    return (size_t)(p->frames.fed - p->frames.taken);
+}
+
+/* ssl gave data: that is one record less, if not a part of one. It may have met other
+ * records before that one, which are still counted; so there are never more records
+ * than we think, and the next read() at the latest says so. */
+static void
+frames_took_one(fl_tls_frames *f)
+{
+    if (f->complete > 0) {
+        f->complete--;
+    }
+    if (f->complete == 0) {
+        f->taken = f->boundary;
+    }
+}
+
+/* ssl wants more bytes before it gives anything. */
+static void
+frames_took_all(fl_tls_frames *f)
+{
+    f->complete = 0;
+    f->taken = f->boundary;
 }
 
 /* ---- scratch memory ----------------------------------------------------- */
@@ -177,12 +205,21 @@ read_into_sink(fl_tls *p, sink *s)
         }
         size_t room = s->room - s->len;
         Py_ssize_t n = read_from_ssl(p, s->data + s->len, room);
+        if (n == -1) {
+            p->must_ask = false;
+            p->answered = true; /* there were records that brought no data */
+            frames_took_all(&p->frames);
+            return DRY;
+        }
         if (n <= 0) {
-            p->must_ask &= n != -1;
-            return n == 0 ? CLOSED : n == -1 ? DRY : FAILED;
+            p->answered = true;
+            return n == 0 ? CLOSED : FAILED;
         }
         s->len += (size_t)n;
         p->must_ask = (size_t)n == room; /* it may be the first part of a record */
+        if (!p->must_ask) {
+            frames_took_one(&p->frames);
+        }
     } while (s->len < s->room);
     return FULL;
 }
@@ -340,10 +377,10 @@ read_to_reader(fl_tls *p, size_t waiting)
 
 /* BufferedProtocol: into its buffer, as far as that reaches. */
 static int
-read_to_buffer(fl_tls *p, size_t waiting)
+read_to_buffer(fl_tls *p)
 {
     fl_tls_state *ts = p->st->tls;
-    PyObject *hint = PyLong_FromSize_t(waiting), *buffer, *protocol, *number;
+    PyObject *hint = PyLong_FromSize_t(fl_tls_pending(p, p->incoming)), *buffer, *protocol, *number;
     PyObject *result = Py_None;
     Py_buffer view;
     int ended;
@@ -389,9 +426,9 @@ read_all(fl_tls *p)
     if (!has_more(p)) {
         return 0;
     }
-    waiting = fl_tls_pending(p, p->incoming);
+    waiting = most_waiting(p);
     if (p->buffered) {
-        ended = read_to_buffer(p, waiting);
+        ended = read_to_buffer(p);
     }
     else {
         ended = p->stock ? read_to_reader(p, waiting) : read_to_protocol(p, waiting);
@@ -432,9 +469,15 @@ switch_transport(fl_tls *p, bool pause)
 static int
 control_reading(fl_tls *p)
 {
-    Py_ssize_t size = (Py_ssize_t)fl_tls_pending(p, p->incoming);
-    int reaches = fl_tls_reaches(p, size, FL_TLS_IN_HIGH), is_down;
+    Py_ssize_t size;
+    int reaches, is_down;
 
+    if (!p->ssl_reading_paused && p->mark_bytes[FL_TLS_IN_HIGH] > CIPHERTEXT_SIZE &&
+        most_waiting(p) < CIPHERTEXT_SIZE) {
+        return 0; /* as always, while the application reads */
+    }
+    size = (Py_ssize_t)fl_tls_pending(p, p->incoming);
+    reaches = fl_tls_reaches(p, size, FL_TLS_IN_HIGH);
     if (reaches < 0) {
         return -1;
     }
@@ -452,12 +495,15 @@ static int
 read_and_write(fl_tls *p)
 {
     if (!p->app_reading_paused) {
+        p->answered = p->must_ask; /* the end of the handshake waits to be sent, too */
         if (read_all(p) < 0) {
             return -1;
         }
         Py_ssize_t backlog = PyObject_Size(p->write_backlog);
-        if (backlog < 0 ||
-            (backlog > 0 ? fl_tls_do_write(p) : fl_tls_process_outgoing(p)) < 0) {
+        if (backlog < 0 || (backlog > 0 && fl_tls_do_write(p) < 0)) {
+            return -1;
+        }
+        if (backlog == 0 && p->answered && fl_tls_process_outgoing(p) < 0) {
             return -1;
         }
     }

@@ -48,12 +48,12 @@ call_flow(fl_tls *p, PyObject *name, const char *failure)
     return status;
 }
 
-/* SSLProtocol._control_app_writing: tell the application to pause or resume. */
+/* SSLProtocol._control_app_writing: tell the application, which has written `size`
+ * bytes that wait, to pause or resume. */
 static int
-control_writing(fl_tls *p)
+control_writing(fl_tls *p, Py_ssize_t size)
 {
     fl_tls_state *ts = p->st->tls;
-    Py_ssize_t size = write_buffer_size(p);
     int reaches = fl_tls_reaches(p, size, FL_TLS_OUT_HIGH), is_down;
 
     if (reaches < 0) {
@@ -93,18 +93,27 @@ send_records(fl_tls *p, PyObject *records)
     return result == NULL ? -1 : 0;
 }
 
+/* Send what is in the outgoing BIO. */
+static int
+drain(fl_tls *p)
+{
+    PyObject *records = PyObject_CallNoArgs(p->drain);
+    int status = records == NULL ? -1 : send_records(p, records);
+
+    Py_XDECREF(records);
+    return status;
+}
+
 int
 fl_tls_process_outgoing(fl_tls *p)
 {
-    PyObject *records;
-    int status = 0;
-
-    if (!p->ssl_writing_paused && p->drain != NULL && fl_tls_pending(p, p->outgoing) > 0) {
-        records = PyObject_CallNoArgs(p->drain);
-        status = records == NULL ? -1 : send_records(p, records);
-        Py_XDECREF(records);
+    if (p->drain == NULL) {
+        return 0;
     }
-    return status < 0 ? -1 : control_writing(p);
+    if (!p->ssl_writing_paused && fl_tls_pending(p, p->outgoing) > 0 && drain(p) < 0) {
+        return -1;
+    }
+    return control_writing(p, write_buffer_size(p));
 }
 
 /* ---- writing to ssl ----------------------------------------------------- */
@@ -250,7 +259,11 @@ write_now(fl_tls *p, PyObject *data)
         status = rest == NULL ? -1 : put_off(p, rest);
         Py_XDECREF(rest);
     }
-    return status < 0 ? -1 : fl_tls_process_outgoing(p);
+    if (status < 0 || n <= 0 || p->ssl_writing_paused) {
+        return status < 0 ? -1 : fl_tls_process_outgoing(p);
+    }
+    /* the same without asking the BIO for what is known: something, then nothing */
+    return drain(p) < 0 ? -1 : control_writing(p, p->write_buffer_size);
 }
 
 static int
@@ -386,7 +399,7 @@ PyDoc_STRVAR(control_app_writing_doc,
 static PyObject *
 tls_control_app_writing(fl_tls *p, PyObject *Py_UNUSED(ignored))
 {
-    return control_writing(p) < 0 ? NULL : Py_NewRef(Py_None);
+    return control_writing(p, write_buffer_size(p)) < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 PyDoc_STRVAR(get_write_buffer_size_doc,

@@ -10,12 +10,16 @@ rounds on end are flat, and has leaked if that never comes.
 import asyncio
 import contextvars
 import ctypes
+import functools
 import gc
 import inspect
 import os
 import signal
 import socket
+import ssl
+import subprocess
 import sys
+import tempfile
 import threading
 import weakref
 
@@ -356,6 +360,67 @@ async def streams():
     await writer.wait_closed()
     server.close()
     await server.wait_closed()
+
+
+@functools.cache
+def tls_contexts():
+    """An SSLContext of a server and of a client that trusts it."""
+    request = (
+        "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -batch -days 7 "
+        "-subj /CN=localhost -addext subjectAltName=IP:127.0.0.1 -out c.pem -keyout c.key"
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(request.split(), cwd=folder, check=True, capture_output=True)
+        server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        server.load_cert_chain(f"{folder}/c.pem", f"{folder}/c.key")
+        return server, ssl.create_default_context(cafile=f"{folder}/c.pem")
+
+
+@scenario
+async def tls_streams():
+    async def echo(reader, writer):
+        if not writer.get_extra_info("sslcontext"):
+            await writer.start_tls(server_context)
+        writer.write(await reader.readexactly(100_000))
+        writer.close()
+
+    server_context, client_context = tls_contexts()
+    for first, later in ((server_context, None), (None, client_context)):
+        server = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=first)
+        address = server.sockets[0].getsockname()
+        reader, writer = await asyncio.open_connection(*address, ssl=first and client_context)
+        if later:
+            await writer.start_tls(later, server_hostname="127.0.0.1")
+        writer.write(bytes(100_000))
+        assert await reader.read() == bytes(100_000)
+        writer.close()
+        await writer.wait_closed()
+        server.close()
+        await server.wait_closed()
+
+
+@scenario
+async def tls_handshakes_that_fail():
+    loop = asyncio.get_running_loop()
+    server_context, client_context = tls_contexts()
+    server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0, ssl=server_context)
+    address = server.sockets[0].getsockname()
+    with pytest.raises(ssl.SSLCertVerificationError):
+        await loop.create_connection(asyncio.Protocol, *address, ssl=True)
+    for data in (b"", b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x02\x00"):
+        reader, writer = await asyncio.open_connection(*address)
+        writer.write(data)
+        writer.write_eof()
+        try:
+            await reader.read()
+        except ConnectionError:
+            pass
+        writer.close()
+    transport, _ = await loop.create_connection(asyncio.Protocol, *address, ssl=client_context)
+    transport.write(b"lost")
+    transport.abort()
+    server.close()
+    await asyncio.sleep(0.001)
 
 
 @scenario
