@@ -17,8 +17,17 @@ def on_fastloop(loop_factory):
 
 
 async def stream_server(handle):
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    return server, server.sockets[0].getsockname()
+    """A server of one client, its address, and the event of `handle(reader, writer)` having ended."""
+    handled = asyncio.Event()
+
+    async def handler(reader, writer):
+        try:
+            await handle(reader, writer)
+        finally:
+            handled.set()
+
+    server = await asyncio.start_server(handler, "127.0.0.1", 0)
+    return server, server.sockets[0].getsockname(), handled
 
 
 async def close(writer):
@@ -43,7 +52,7 @@ def test_stream_writers_of_both_sides(run, contexts, tls_version):
         await close(writer)
 
     async def scenario():
-        server, address = await stream_server(handle)
+        server, address, handled = await stream_server(handle)
         reader, writer = await asyncio.open_connection(*address)
         writer.write(b"STARTTLS\n")
         assert await reader.readline() == b"go ahead\n"
@@ -55,6 +64,7 @@ def test_stream_writers_of_both_sides(run, contexts, tls_version):
             writer.write(b"x" * size)
             assert await reader.readexactly(size) == b"x" * size
         await close(writer)
+        await handled.wait()
         server.close()
 
     run(scenario())
@@ -76,8 +86,7 @@ def test_handshake_that_came_early(run, contexts, on_fastloop):
         await close(writer)
 
     async def scenario():
-        server, address = await stream_server(handle)
-        loop = asyncio.get_running_loop()
+        server, address, handled = await stream_server(handle)
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         tls = client_context.wrap_bio(incoming, outgoing, server_hostname="localhost")
         reader, writer = await asyncio.open_connection(*address)
@@ -95,8 +104,8 @@ def test_handshake_that_came_early(run, contexts, on_fastloop):
         tls.write(MESSAGE)
         writer.write(outgoing.read())
         assert await complete(lambda: tls.read(1000)) == MESSAGE
-        assert loop.is_running()
         await close(writer)
+        await handled.wait()
         server.close()
 
     run(scenario())
@@ -136,16 +145,8 @@ def test_plain_text_before_the_handshake_is_never_read_after_it(run, contexts, o
             pass
         await close(writer)
 
-    handled = asyncio.Event()
-
-    async def handler(reader, writer):
-        try:
-            await handle(reader, writer)
-        finally:
-            handled.set()
-
     async def scenario():
-        server, address = await stream_server(handler)
+        server, address, handled = await stream_server(handle)
         reader, writer = await asyncio.open_connection(*address)
         if side == "client":
             writer.write(b"STARTTLS\n")
@@ -177,10 +178,8 @@ def test_loop_start_tls_and_its_errors(run, contexts, recorder):
 
         server = await loop.create_server(accept, "127.0.0.1", 0)
         transport, client = await loop.create_connection(recorder, *server.sockets[0].getsockname())
-        await_made = asyncio.ensure_future(asyncio.sleep(0))
         while not ends or ends[0].transport is None:
             await asyncio.sleep(0)
-        await await_made
         with pytest.raises(TypeError, match="sslcontext is expected to be an instance of ssl.SSLC"):
             await loop.start_tls(transport, client, None)
         with pytest.raises(TypeError, match="transport None is not supported by start_tls"):
