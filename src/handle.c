@@ -86,7 +86,7 @@ free_list_push(fl_state *st, fl_handle *h)
 {
     int *count = h->is_timer ? &st->n_free_timers : &st->n_free_handles;
     fl_handle **list = h->is_timer ? &st->free_timers : &st->free_handles;
-    if (*count >= FL_FREE_HANDLES_MAX) {
+    if (*count >= FL_FREE_HANDLES_MAX || h->is_shared) {
         return false;
     }
     h->more_args = (PyObject *)*list;
@@ -386,6 +386,61 @@ handle_run_now(fl_handle *h)
     return rc;
 }
 
+/* --- handles that other threads have --- */
+
+#if PY_VERSION_HEX >= 0x030E0000
+typedef struct {
+    fl_handle handle;
+    unsigned long runner;     /* the thread that runs the callback now, or 0 */
+    PyThread_type_lock ended; /* held while it runs; NULL: nobody has waited */
+} fl_shared_handle;
+
+static int
+shared_run_handle(fl_handle *h)
+{
+    fl_shared_handle *s = (fl_shared_handle *)h;
+    if (s->ended != NULL) {
+        (void)PyThread_acquire_lock(s->ended, NOWAIT_LOCK);
+    }
+    s->runner = PyThread_get_thread_ident();
+    int rc = handle_run_now(h);
+    s->runner = 0;
+    if (s->ended != NULL) {
+        PyThread_release_lock(s->ended);
+    }
+    return rc;
+}
+
+/* In another thread than the callback's: wait until it has ended. */
+static int
+shared_wait(fl_shared_handle *s)
+{
+    while (s->runner != 0 && s->runner != PyThread_get_thread_ident()) {
+        if (s->ended == NULL) {
+            s->ended = PyThread_allocate_lock();
+            if (s->ended == NULL) {
+                PyErr_NoMemory();
+                return -1;
+            }
+            (void)PyThread_acquire_lock(s->ended, NOWAIT_LOCK);
+        }
+        Py_INCREF(s);
+        Py_BEGIN_ALLOW_THREADS
+        PyThread_acquire_lock(s->ended, WAIT_LOCK);
+        PyThread_release_lock(s->ended); /* for the next who waits */
+        Py_END_ALLOW_THREADS
+        Py_DECREF(s);
+    }
+    return 0;
+}
+#else
+static int
+shared_run_handle(fl_handle *h)
+{
+    return handle_run_now(h);
+}
+#endif
+
 /* Nobody but the caller can come by it, so that its callback and arguments stay
  * what they are: no reference, strong, weak or through the garbage collector.
  * And it has nothing else in it. */
@@ -473,7 +528,7 @@ fl_handle_run_queued(fl_handle *h)
     }
     int rc = -1;
     if (h->runs_in != FL_RUN_IN_CONTEXT || fl_empty_context_leave(loop_of(h)) == 0) {
-        rc = handle_run_now(h);
+        rc = h->is_shared ? shared_run_handle(h) : handle_run_now(h);
     }
     if (Py_REFCNT(h) > 1) {
         fl_handle_track(h);
@@ -563,7 +618,7 @@ handle_run(PyObject *self, PyObject *Py_UNUSED(ignored))
         return NULL;
     }
     Py_INCREF(h); /* the interpreter can have lent us its only reference */
-    int rc = handle_run_now(h);
+    int rc = h->is_shared ? shared_run_handle(h) : handle_run_now(h);
     Py_DECREF(h);
     if (rc < 0) {
         return NULL;
@@ -795,6 +850,93 @@ static PyType_Spec timer_spec = {
     .slots = timer_slots,
 };
 
+#if PY_VERSION_HEX >= 0x030E0000
+static PyObject *
+shared_cancel(PyObject *self, PyObject *ignored)
+{
+    return shared_wait((fl_shared_handle *)self) < 0 ? NULL : handle_cancel(self, ignored);
+}
+
+static PyObject *
+shared_cancelled(PyObject *self, PyObject *ignored)
+{
+    return shared_wait((fl_shared_handle *)self) < 0 ? NULL : handle_cancelled(self, ignored);
+}
+
+static void
+shared_dealloc(PyObject *self)
+{
+    fl_shared_handle *s = (fl_shared_handle *)self;
+    if (s->ended != NULL) {
+        PyThread_free_lock(s->ended);
+        s->ended = NULL;
+    }
+    handle_dealloc(self);
+}
+
+static PyMethodDef shared_methods[] = {
+    {"cancel", shared_cancel, METH_NOARGS, cancel_doc},
+    {"cancelled", shared_cancelled, METH_NOARGS, cancelled_doc},
+    {"get_context", handle_get_context, METH_NOARGS, get_context_doc},
+    {"_run", handle_run, METH_NOARGS, run_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyType_Slot shared_slots[] = {
+    {Py_tp_doc, "A callback of call_soon_threadsafe(): other threads wait for it to cancel it."},
+    {Py_tp_methods, shared_methods},
+    {Py_tp_getset, handle_getset},
+    {Py_tp_traverse, handle_traverse},
+    {Py_tp_clear, handle_clear},
+    {Py_tp_dealloc, shared_dealloc},
+    {0, NULL},
+};
+
+static PyType_Spec shared_spec = {
+    .name = "fastloop._core.ThreadSafeHandle",
+    .basicsize = sizeof(fl_shared_handle),
+    .flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .slots = shared_slots,
+};
+
+fl_handle *
+fl_shared_handle_new(fl_loop *loop, PyObject *callback, PyObject *const *args,
+                     Py_ssize_t nargs, PyObject *context)
+{
+    PyTypeObject *type = loop->st->SharedHandleType;
+    fl_handle *h = (fl_handle *)type->tp_alloc(type, 0); /* zeroed and tracked */
+    if (h == NULL) {
+        return NULL;
+    }
+    h->is_shared = h->tracked = true;
+    if (handle_fill(h, loop, callback, args, nargs, context) < 0) {
+        Py_CLEAR(h);
+    }
+    return h;
+}
+
+/* Its base has one more slot, which lies where we keep source_traceback: an object
+ * pointer or NULL, too. */
+static int
+make_shared_type(PyObject *module, fl_state *st, PyObject *events)
+{
+    PyObject *base = PyObject_GetAttrString(events, "_ThreadSafeHandle");
+    if (base != NULL) {
+        st->SharedHandleType = fl_add_type(module, &shared_spec, (PyTypeObject *)base,
+                                           FL_HANDLE_BASE_SIZE + sizeof(PyObject *));
+        Py_DECREF(base);
+    }
+    return st->SharedHandleType == NULL ? -1 : 0;
+}
+#else
+static int
+make_shared_type(PyObject *Py_UNUSED(module), fl_state *Py_UNUSED(st),
+                 PyObject *Py_UNUSED(events))
+{
+    return 0;
+}
+#endif
+
 static void
 free_list_clear(fl_handle **list, PyTypeObject *type)
 {
@@ -830,7 +972,7 @@ fl_handle_init(PyObject *module, fl_state *st)
     st->TimerHandleType = fl_add_type(module, &timer_spec, (PyTypeObject *)timer_base,
                                       FL_HANDLE_BASE_SIZE);
     if (st->HandleType != NULL && st->TimerHandleType != NULL) {
-        rc = 0;
+        rc = make_shared_type(module, st, events);
     }
 done:
     Py_XDECREF(events);

@@ -39,6 +39,7 @@ struct fl_handle {
     uint8_t runs_in;
     bool cancelled;
     bool is_timer; /* it is an fl_timer */
+    bool is_shared; /* it is a ThreadSafeHandle */
     bool tracked;  /* by the garbage collector: see handle_alloc() */
 };
 
@@ -68,6 +69,20 @@ void fl_handle_track(fl_handle *h);
 
 /* Mark cancelled and drop callback and arguments. */
 int fl_handle_cancel(fl_handle *h);
+
+/* From 3.14 on, call_soon_threadsafe() gives a handle whose cancel() and cancelled(),
+ * called in another thread while the callback runs, wait for its end. */
+#if PY_VERSION_HEX >= 0x030E0000
+fl_handle *fl_shared_handle_new(fl_loop *loop, PyObject *callback, PyObject *const *args,
+                                Py_ssize_t nargs, PyObject *context);
+#else
+static inline fl_handle *
+fl_shared_handle_new(fl_loop *loop, PyObject *callback, PyObject *const *args,
+                     Py_ssize_t nargs, PyObject *context)
+{
+    return fl_handle_new(loop, callback, args, nargs, context);
+}
+#endif
 
 void fl_handle_free_lists_clear(fl_state *st);
 

@@ -301,9 +301,12 @@ check_callback(fl_loop *loop, PyObject *callback, const char *method)
     return none == NULL ? -1 : 0;
 }
 
+typedef fl_handle *(*handle_maker)(fl_loop *, PyObject *, PyObject *const *, Py_ssize_t,
+                                   PyObject *);
+
 static PyObject *
 call_soon(fl_loop *loop, const char *name, PyObject *const *args, Py_ssize_t nargs,
-          PyObject *kwnames)
+          PyObject *kwnames, handle_maker make)
 {
     call_args c = {args, nargs, NULL, {NULL, NULL}};
     if (parse_call(name, &c, takes_callback, kwnames) < 0) {
@@ -312,7 +315,7 @@ call_soon(fl_loop *loop, const char *name, PyObject *const *args, Py_ssize_t nar
     if (loop->debug && check_callback(loop, c.args[0], name) < 0) {
         return NULL;
     }
-    fl_handle *h = fl_handle_new(loop, c.args[0], c.args + 1, c.nargs - 1, c.context);
+    fl_handle *h = make(loop, c.args[0], c.args + 1, c.nargs - 1, c.context);
     if (h != NULL && fl_loop_push_handle(loop, h) < 0) {
         Py_CLEAR(h);
     }
@@ -329,7 +332,7 @@ loop_call_soon(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject
     if (check_callable_now(as_loop(self)) < 0) {
         return NULL;
     }
-    return call_soon(as_loop(self), "call_soon", args, nargs, kwnames);
+    return call_soon(as_loop(self), "call_soon", args, nargs, kwnames, fl_handle_new);
 }
 
 PyDoc_STRVAR(call_soon_threadsafe_doc,
@@ -343,7 +346,8 @@ loop_call_soon_threadsafe(PyObject *self, PyObject *const *args, Py_ssize_t narg
     if (fl_loop_check_closed(as_loop(self)) < 0) {
         return NULL;
     }
-    PyObject *h = call_soon(as_loop(self), "call_soon_threadsafe", args, nargs, kwnames);
+    PyObject *h = call_soon(as_loop(self), "call_soon_threadsafe", args, nargs, kwnames,
+                            fl_shared_handle_new);
     if (h != NULL) {
         fl_loop_wake_for(as_loop(self), args[0]);
     }
@@ -753,7 +757,8 @@ loop_add_callback(PyObject *self, PyObject *handle)
     if (fl_loop_check_closed(loop) < 0) {
         return NULL;
     }
-    if (Py_IS_TYPE(handle, st->HandleType) || Py_IS_TYPE(handle, st->TimerHandleType)) {
+    if (Py_IS_TYPE(handle, st->HandleType) || Py_IS_TYPE(handle, st->TimerHandleType) ||
+        Py_IS_TYPE(handle, st->SharedHandleType)) {
         rc = fl_loop_push_handle(loop, (fl_handle *)handle);
     }
     else { /* asyncio's own code makes asyncio.Handle: for signals */

@@ -178,7 +178,8 @@ each_slot(fl_state *st, slot_function function, void *arg)
 {
     PyObject **slots[] = {
         (PyObject **)&st->LoopType, (PyObject **)&st->HandleType,
-        (PyObject **)&st->TimerHandleType, (PyObject **)&st->FutureType,
+        (PyObject **)&st->TimerHandleType, (PyObject **)&st->SharedHandleType,
+        (PyObject **)&st->FutureType,
         (PyObject **)&st->FutureIterType, (PyObject **)&st->TaskType,
         (PyObject **)&st->BaseFuture, (PyObject **)&st->BaseTask, &st->CancelledError,
         &st->InvalidStateError, &st->iscoroutine, &st->isgenerator, &st->extract_stack,

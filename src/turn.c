@@ -175,7 +175,9 @@ static int
 log_slow(fl_loop *loop, PyObject *object, double seconds)
 {
     fl_state *st = loop->st;
-    bool is_handle = Py_IS_TYPE(object, st->HandleType) || Py_IS_TYPE(object, st->TimerHandleType);
+    bool is_handle = Py_IS_TYPE(object, st->HandleType) ||
+                     Py_IS_TYPE(object, st->TimerHandleType) ||
+                     Py_IS_TYPE(object, st->SharedHandleType);
     PyObject *text = is_handle ? PyObject_CallOneArg(st->format_handle, object)
                                : PyObject_Repr(object); /* a task or a transport */
     if (text == NULL) {
