@@ -21,10 +21,18 @@ from pathlib import Path
 
 import pytest
 
+import fastloop
+
 HERE = Path(__file__).parent
 # PostgreSQL, MariaDB and RabbitMQ's scripts refuse to run, or warn, as root.
 USER = "nobody" if os.getuid() == 0 else ""
 PASSWORD = "fastloop tests"
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_asyncio_loop_factories(config, item):
+    """pytest-asyncio's tests, which are test_service.py's, run on fastloop."""
+    return {"fastloop": fastloop.new_event_loop}
 
 
 def program(name, package):
