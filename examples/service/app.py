@@ -6,9 +6,7 @@ with its result when it is done; GET /health tells how the service is.
 
 import asyncio
 import json
-import multiprocessing
 import os
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import asyncpg
@@ -18,7 +16,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from .jobs import Busy, Jobs
-from .work import prepare_process
+from .processes import Processes
 
 LARGEST = 10_000_000
 
@@ -46,10 +44,7 @@ class Service:
         # One quick try: a cache that is down must not hold up a request.
         retry = Retry(NoBackoff(), 0)
         self.cache = redis.asyncio.from_url(settings.cache, socket_timeout=1, retry=retry)
-        # Spawned, not forked: there are threads here, and a fork would copy their locks.
-        self.processes = ProcessPoolExecutor(
-            settings.processes, multiprocessing.get_context("spawn"), initializer=prepare_process
-        )
+        self.processes = Processes(settings.processes)
         self.jobs = Jobs(self.database, self.cache, self.processes)
         await self.jobs.start(settings.workers)
         app = web.Application(middlewares=[self.count])
@@ -70,11 +65,7 @@ class Service:
         deadline = asyncio.get_running_loop().time() + self.settings.grace
         await self.runner.cleanup()  # closes the listener and idle connections, waits for requests under way
         all_done = await self.jobs.stop(deadline)
-        if not all_done:
-            # What they work on is still in the database, not done.
-            for process in multiprocessing.active_children():
-                process.kill()
-        await asyncio.to_thread(self.processes.shutdown, cancel_futures=True)
+        await self.processes.stop(all_done)  # what they still worked on is in the database, not done
         await self.cache.aclose()
         await self.database.close()
 

@@ -79,11 +79,10 @@ class Jobs:
             log.warning("no cache: %s", error)
 
     async def work(self):
-        loop = asyncio.get_running_loop()
         while True:
             number, upto = await self.queue.get()
             try:
-                result = await loop.run_in_executor(self.processes, count_primes, upto)
+                result = await self.processes.run(count_primes, upto)
                 await self.database.execute("update jobs set result = $2 where id = $1", number, result)
                 self.done += 1
             except Exception:

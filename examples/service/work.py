@@ -1,12 +1,4 @@
-"""The CPU-bound part. The pool's processes import this module and nothing else of the service."""
-
-import signal
-
-
-def prepare_process():
-    """In each of the pool's processes: Ctrl-C and SIGTERM may reach all of the service; only its main process decides."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+"""The CPU-bound part."""
 
 
 def count_primes(limit):
