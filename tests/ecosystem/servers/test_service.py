@@ -88,9 +88,10 @@ class Process:
         self.url = f"http://127.0.0.1:{int(line.split()[-1])}"
 
     async def end(self):
-        """Exit code, stderr, and the numbers of the summary."""
+        """Exit code, stderr, and the numbers of the summary. On a loaded machine the cache may be too slow at times."""
         stdout, stderr = await asyncio.wait_for(self.process.communicate(), 60)
-        return self.process.returncode, stderr.decode(), [int(number) for number in re.findall(rb"\d+", stdout)]
+        complaints = re.sub("no cache: Timeout .*\n", "", stderr.decode())
+        return self.process.returncode, complaints, [int(number) for number in re.findall(rb"\d+", stdout)]
 
 
 @pytest.fixture
