@@ -775,51 +775,35 @@ PyDoc_STRVAR(get_context_doc, "get_context($self, /)\n--\n\nThe contextvars.Cont
 PyDoc_STRVAR(run_doc, "_run($self, /)\n--\n\nCall the callback now, in its context.");
 PyDoc_STRVAR(when_doc, "when($self, /)\n--\n\nThe loop.time() (seconds) at which the callback is due.");
 
-static PyMethodDef handle_methods[] = {
-    {"cancel", handle_cancel, METH_NOARGS, cancel_doc},
-    {"cancelled", handle_cancelled, METH_NOARGS, cancelled_doc},
-    {"get_context", handle_get_context, METH_NOARGS, get_context_doc},
-    {"_run", handle_run, METH_NOARGS, run_doc},
-    {NULL, NULL, 0, NULL},
-};
+/* What a TimerHandle has beyond a Handle comes first: a Handle's tables are the rest. */
+enum { TIMER_METHODS = 1, TIMER_ATTRIBUTES = 2 };
 
-static PyMethodDef timer_methods[] = {
-    {"cancel", handle_cancel, METH_NOARGS, cancel_doc},
-    {"cancelled", handle_cancelled, METH_NOARGS, cancelled_doc},
-    {"get_context", handle_get_context, METH_NOARGS, get_context_doc},
-    {"_run", handle_run, METH_NOARGS, run_doc},
+static PyMethodDef methods[] = {
     {"when", timer_when, METH_NOARGS, when_doc},
+    {"cancel", handle_cancel, METH_NOARGS, cancel_doc},
+    {"cancelled", handle_cancelled, METH_NOARGS, cancelled_doc},
+    {"get_context", handle_get_context, METH_NOARGS, get_context_doc},
+    {"_run", handle_run, METH_NOARGS, run_doc},
     {NULL, NULL, 0, NULL},
 };
 
-static PyGetSetDef handle_getset[] = {
-    {"_loop", handle_get_loop, NULL, NULL, NULL},
-    {"_callback", handle_get_callback, NULL, NULL, NULL},
-    {"_args", handle_get_args, NULL, NULL, NULL},
-    {"_context", handle_get_context_attr, NULL, NULL, NULL},
-    {"_cancelled", handle_get_cancelled, NULL, NULL, NULL},
-    {"_repr", handle_get_repr, NULL, NULL, NULL},
-    {"_source_traceback", handle_get_source_traceback, handle_set_source_traceback, NULL, NULL},
-    {NULL, NULL, NULL, NULL, NULL},
-};
-
-static PyGetSetDef timer_getset[] = {
-    {"_loop", handle_get_loop, NULL, NULL, NULL},
-    {"_callback", handle_get_callback, NULL, NULL, NULL},
-    {"_args", handle_get_args, NULL, NULL, NULL},
-    {"_context", handle_get_context_attr, NULL, NULL, NULL},
-    {"_cancelled", handle_get_cancelled, NULL, NULL, NULL},
-    {"_repr", handle_get_repr, NULL, NULL, NULL},
-    {"_source_traceback", handle_get_source_traceback, handle_set_source_traceback, NULL, NULL},
+static PyGetSetDef getset[] = {
     {"_when", timer_get_when, NULL, NULL, NULL},
     {"_scheduled", timer_get_scheduled, NULL, NULL, NULL},
+    {"_loop", handle_get_loop, NULL, NULL, NULL},
+    {"_callback", handle_get_callback, NULL, NULL, NULL},
+    {"_args", handle_get_args, NULL, NULL, NULL},
+    {"_context", handle_get_context_attr, NULL, NULL, NULL},
+    {"_cancelled", handle_get_cancelled, NULL, NULL, NULL},
+    {"_repr", handle_get_repr, NULL, NULL, NULL},
+    {"_source_traceback", handle_get_source_traceback, handle_set_source_traceback, NULL, NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
 static PyType_Slot handle_slots[] = {
     {Py_tp_doc, "A callback in the ready queue; see asyncio.Handle."},
-    {Py_tp_methods, handle_methods},
-    {Py_tp_getset, handle_getset},
+    {Py_tp_methods, methods + TIMER_METHODS},
+    {Py_tp_getset, getset + TIMER_ATTRIBUTES},
     {Py_tp_traverse, handle_traverse},
     {Py_tp_clear, handle_clear},
     {Py_tp_dealloc, handle_dealloc},
@@ -828,8 +812,8 @@ static PyType_Slot handle_slots[] = {
 
 static PyType_Slot timer_slots[] = {
     {Py_tp_doc, "A callback due at some time; see asyncio.TimerHandle."},
-    {Py_tp_methods, timer_methods},
-    {Py_tp_getset, timer_getset},
+    {Py_tp_methods, methods},
+    {Py_tp_getset, getset},
     {Py_tp_traverse, handle_traverse},
     {Py_tp_clear, handle_clear},
     {Py_tp_dealloc, handle_dealloc},

@@ -2,6 +2,7 @@
  * What happens in one turn is in turn.c. */
 #include "loop.h"
 
+#include <errno.h>
 #include <math.h>
 #include <structmember.h>
 #include <string.h>
@@ -474,25 +475,20 @@ static PyObject *
 loop_create_task(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     fl_loop *loop = as_loop(self);
-    PyObject *name = NULL, *context = NULL;
+    PyObject *coro = nargs > 0 ? args[0] : NULL, *name = NULL, *context = NULL;
     int eager = 0;
     Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
 
     if (loop->task_factory != NULL && loop->task_factory != Py_None) {
         return create_task_by_factory(self, args, nargs, kwnames);
     }
-    if (nargs != 1) {
-        if (nargs == 0 && nkw > 0) { /* coro= by keyword */
-            return create_task_by_factory(self, args, nargs, kwnames);
-        }
-        PyErr_Format(PyExc_TypeError,
-                     "create_task() takes 1 positional argument but %zd were given", nargs);
-        return NULL;
-    }
     for (Py_ssize_t i = 0; i < nkw; i++) {
         PyObject *key = PyTuple_GET_ITEM(kwnames, i);
         PyObject *value = args[nargs + i];
-        if (PyUnicode_CompareWithASCIIString(key, "name") == 0) {
+        if (coro == NULL && PyUnicode_CompareWithASCIIString(key, "coro") == 0) {
+            coro = value;
+        }
+        else if (PyUnicode_CompareWithASCIIString(key, "name") == 0) {
             name = value;
         }
         else if (PyUnicode_CompareWithASCIIString(key, "context") == 0) {
@@ -511,10 +507,15 @@ loop_create_task(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObje
             return NULL;
         }
     }
+    if (coro == NULL || nargs > 1) {
+        PyErr_Format(PyExc_TypeError,
+                     "create_task() takes 1 positional argument but %zd were given", nargs);
+        return NULL;
+    }
     if (fl_loop_check_closed(loop) < 0) {
         return NULL;
     }
-    return fl_task_new(loop, args[0], name, context, eager);
+    return fl_task_new(loop, coro, name, context, eager);
 }
 
 /* --- state --- */
@@ -1019,7 +1020,7 @@ loop_init(PyObject *self, PyObject *args, PyObject *kwargs)
         return -1;
     }
     if (fl_poll_open(&loop->poller) < 0) {
-        PyErr_SetFromErrno(PyExc_OSError);
+        errno == ENOMEM ? PyErr_NoMemory() : PyErr_SetFromErrno(PyExc_OSError);
         goto fail;
     }
     if (fl_waker_open(&loop->waker, &loop->poller) < 0) {

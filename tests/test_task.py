@@ -15,6 +15,15 @@ def run(coro):
     return fastloop.run(coro)
 
 
+def test_create_task_by_keyword():
+    async def main():
+        task = asyncio.get_running_loop().create_task(coro=asyncio.sleep(0, 5), name="five")
+        assert type(task) is fastloop.Task and task.get_name() == "five"
+        return await task
+
+    assert run(main()) == 5
+
+
 # --- the types ---
 
 # What is right for ours as it is in the base: it reads nothing that ours keeps elsewhere.
