@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Generator, Iterable
 from concurrent.futures import Executor
 from contextvars import Context
 from socket import socket
-from typing import Any, TypeAlias, TypeVar, TypeVarTuple, Unpack, final
+from typing import Any, TypeAlias, TypedDict, TypeVar, TypeVarTuple, Unpack, final, type_check_only
 
 from _socket import _Address
 from _typeshed import ReadableBuffer, WriteableBuffer
@@ -24,6 +24,22 @@ if sys.version_info >= (3, 12):
     _CoroutineLike: TypeAlias = Coroutine[Any, Any, _T]
 else:
     _CoroutineLike: TypeAlias = Generator[Any, None, _T] | Coroutine[Any, Any, _T]
+
+@type_check_only
+class _Stats(TypedDict):
+    ready: int
+    timers: int
+    fds: int
+    transports: int
+    executor_queue: int
+    executor_threads: int
+    turns: int
+    polls: int
+    steps: int
+    bytes_in: int
+    bytes_out: int
+    slowest_turn: float
+    slowest_callback: tuple[float, str] | None
 
 @final
 class Handle(asyncio.Handle):
@@ -124,4 +140,4 @@ class Loop:
     def sock_sendto(
         self, sock: socket, data: ReadableBuffer, address: _Address
     ) -> Coroutine[Any, Any, int]: ...
-    def stats(self) -> dict[str, int]: ...
+    def stats(self) -> _Stats: ...

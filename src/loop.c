@@ -10,6 +10,8 @@
 #include <unistd.h>
 
 #include "executor.h"
+#include "sockops.h"
+#include "stats.h"
 #include "task.h"
 #include "threadsafe.h"
 #include "turn.h"
@@ -594,22 +596,6 @@ loop_write_to_self(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-PyDoc_STRVAR(stats_doc,
-             "stats($self, /)\n--\n\n"
-             "Counters of this loop, a dict of ints: ready (entries that wait), timers, fds\n"
-             "(watched file descriptors), turns, polls and steps (entries run) since it was made.");
-
-static PyObject *
-loop_stats(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    fl_loop *loop = as_loop(self);
-    return Py_BuildValue("{sn sn si sK sK sK}", "ready", (Py_ssize_t)fl_ready_len(&loop->ready),
-                         "timers", (Py_ssize_t)fl_timers_len(&loop->timers), "fds",
-                         loop->fds.active, "turns", (unsigned long long)loop->turns, "polls",
-                         (unsigned long long)loop->polls, "steps",
-                         (unsigned long long)loop->steps);
-}
-
 /* --- add_reader and its kin --- */
 
 /* As selectors._fileobj_to_fd; and OverflowError, which the poller would raise, for
@@ -1093,6 +1079,7 @@ loop_clear(PyObject *self)
     Py_CLEAR(loop->task_factory);
     Py_CLEAR(loop->current_task);
     Py_CLEAR(loop->current_handle);
+    Py_CLEAR(loop->slowest_callback);
     Py_CLEAR(loop->slow_callback_duration);
     Py_CLEAR(loop->empty_context);
     for (int i = 0; i < FL_ATTRIBUTE_COUNT; i++) {
@@ -1158,7 +1145,6 @@ static PyMethodDef loop_methods[] = {
     {"is_running", loop_is_running, METH_NOARGS, is_running_doc},
     {"is_closed", loop_is_closed, METH_NOARGS, is_closed_doc},
     {"get_debug", loop_get_debug, METH_NOARGS, get_debug_doc},
-    {"stats", loop_stats, METH_NOARGS, stats_doc},
     {"_run", loop_run, METH_NOARGS, run_doc},
     {"_run_once", loop_run_once, METH_NOARGS, run_once_doc},
     {"_write_to_self", loop_write_to_self, METH_NOARGS, write_to_self_doc},
@@ -1202,5 +1188,5 @@ int
 fl_loop_init(PyObject *module, fl_state *st)
 {
     st->LoopType = fl_add_type(module, &loop_spec, NULL, 0);
-    return st->LoopType == NULL ? -1 : 0;
+    return st->LoopType == NULL ? -1 : fl_add_methods(st->LoopType, fl_stats_methods);
 }

@@ -63,8 +63,10 @@ struct fl_loop {
 
     PyObject *attributes[FL_ATTRIBUTE_COUNT]; /* owned, or NULL: not set */
 
-    /* counters for loop.stats() */
-    uint64_t turns, polls, steps;
+    /* for loop.stats() */
+    uint64_t turns, polls, steps, bytes_in, bytes_out;
+    int64_t slowest_turn_ns, slowest_callback_ns;
+    PyObject *slowest_callback; /* owned str, debug mode, or NULL */
 };
 
 enum { FL_RECV_BUFFER_SIZE = 256 * 1024 };

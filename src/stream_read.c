@@ -27,6 +27,7 @@ fl_stream_receive(fl_stream *t, void *buffer, size_t size)
     }
     t->readable = n > 0 && ((size_t)n == size || t->hung_up);
     t->last_read = n > 0 ? (unsigned)n : 0;
+    t->loop->bytes_in += t->last_read;
     return n;
 }
 

@@ -160,6 +160,7 @@ send_bytes(fl_stream *t, const char *data, size_t len)
         return would_block(errno) ? 0 : -1;
     }
     t->loop->io_done = true;
+    t->loop->bytes_out += (uint64_t)n;
     return n;
 }
 
@@ -193,6 +194,7 @@ send_chunks(fl_stream *t)
         return would_block(errno) ? 0 : -1;
     }
     t->loop->io_done = true;
+    t->loop->bytes_out += (uint64_t)sent;
     return sent;
 }
 

@@ -7,6 +7,7 @@
 
 #include "context.h"
 #include "report.h"
+#include "stats.h"
 #include "task.h"
 
 /* asyncio polls in every turn. A turn of ours can be shorter than that system
@@ -174,12 +175,7 @@ run_entry(fl_loop *loop, uintptr_t entry)
 static int
 log_slow(fl_loop *loop, PyObject *object, double seconds)
 {
-    fl_state *st = loop->st;
-    bool is_handle = Py_IS_TYPE(object, st->HandleType) ||
-                     Py_IS_TYPE(object, st->TimerHandleType) ||
-                     Py_IS_TYPE(object, st->SharedHandleType);
-    PyObject *text = is_handle ? PyObject_CallOneArg(st->format_handle, object)
-                               : PyObject_Repr(object); /* a task or a transport */
+    PyObject *text = fl_stats_name(loop, object);
     if (text == NULL) {
         return -1;
     }
@@ -211,8 +207,12 @@ run_entry_debug(fl_loop *loop, uintptr_t entry)
     }
     int64_t begin = fl_clock_ns();
     int rc = run_entry(loop, entry);
-    double seconds = (double)(fl_clock_ns() - begin) * 1e-9;
+    int64_t ns = fl_clock_ns() - begin;
+    double seconds = (double)ns * 1e-9;
     Py_CLEAR(loop->current_handle);
+    if (rc == 0) {
+        fl_stats_entry_ran(loop, object, ns);
+    }
     if (rc == 0 && loop->slow_callback_duration != NULL) {
         limit = PyFloat_AsDouble(loop->slow_callback_duration);
         if (limit == -1.0 && PyErr_Occurred()) {
@@ -284,8 +284,12 @@ fl_loop_turn(fl_loop *loop)
     if (loop->in_empty_context) {
         return turn_in_callback(loop);
     }
+    int64_t now = fl_clock_ns();
     loop->turns++;
-    loop->now_ns = fl_clock_ns();
+    if (!loop->first_turn) {
+        fl_stats_turn_ran(loop, now);
+    }
+    loop->now_ns = now;
     if (poll_is_due(loop)) {
         /* other threads can look now; a finished task dies here, and may call us */
         if (fl_loop_swap_current(loop, NULL) < 0) {
@@ -332,6 +336,7 @@ fl_loop_run(fl_loop *loop)
         rc = fl_loop_turn(loop);
     } while (rc == 0 && !loop->stopping);
     loop->turning = false;
+    fl_stats_turn_ran(loop, fl_clock_ns());
     track_queued_handles(loop);
     if (fl_loop_restore_current(loop, NULL) < 0) {
         rc = -1;

@@ -1,0 +1,135 @@
+"""Seeing inside: loop.stats(), the reports of slow callbacks, and stacks as tools show them."""
+
+import asyncio
+import faulthandler
+import logging
+import re
+import threading
+import time
+
+import pytest
+
+import fastloop
+
+
+@pytest.fixture
+def loop():
+    loop = fastloop.new_event_loop()
+    yield loop
+    loop.close()
+
+
+def test_names_and_types(loop):
+    stats = loop.stats()
+    numbers = "ready timers fds transports executor_queue executor_threads turns polls steps bytes_in bytes_out".split()
+    assert [*stats] == [*numbers, "slowest_turn", "slowest_callback"]
+    assert all(type(stats[name]) is int for name in numbers)
+    assert type(stats["slowest_turn"]) is float and stats["slowest_callback"] is None
+    assert stats is not loop.stats()
+    loop.close()
+    assert loop.stats()["ready"] == loop.stats()["timers"] == loop.stats()["fds"] == 0
+
+
+def test_queues_and_counts(loop):
+    loop.call_later(600, print)
+    for _ in range(3):
+        loop.call_soon(int)
+    before = loop.stats()
+    assert (before["ready"], before["timers"]) == (3, 1)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    after = loop.stats()
+    assert (after["ready"], after["timers"]) == (0, 1)
+    assert after["steps"] - before["steps"] == 4
+    assert after["turns"] - before["turns"] == after["polls"] - before["polls"] == 1
+
+
+def test_transports_and_bytes(loop):
+    async def main():
+        async def echo(reader, writer):
+            writer.write(await reader.readexactly(300_000))
+            await writer.drain()
+            writer.close()
+
+        server = await asyncio.start_server(echo, "127.0.0.1")
+        before = loop.stats()
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        writer.write(bytes(300_000))
+        assert loop.stats()["transports"] - before["transports"] in (1, 2)  # accepted already, or not
+        assert await reader.read() == bytes(300_000)
+        after = loop.stats()
+        assert after["bytes_in"] - before["bytes_in"] == 600_000
+        assert after["bytes_out"] - before["bytes_out"] == 600_000
+        writer.close()
+        await writer.wait_closed()
+        server.close()
+        await server.wait_closed()
+        while loop.stats()["transports"]:
+            await asyncio.sleep(0)
+
+    loop.run_until_complete(asyncio.wait_for(main(), 60))
+
+
+def test_executor(loop):
+    async def main():
+        loop.set_default_executor(fastloop.ThreadPoolExecutor(2))
+        go, running = threading.Event(), threading.Semaphore(0)
+
+        def work():
+            running.release()
+            go.wait()
+
+        calls = [loop.run_in_executor(None, work) for _ in range(5)]
+        for _ in range(2):
+            running.acquire()
+        stats = loop.stats()
+        assert (stats["executor_queue"], stats["executor_threads"]) == (3, 2)
+        go.set()
+        await asyncio.gather(*calls)
+        assert loop.stats()["executor_queue"] == 0
+
+    loop.run_until_complete(main())
+
+
+def test_slowest_turn(loop):
+    loop.call_soon(time.sleep, 0.05)
+    loop.call_soon(loop.stop)
+    loop.run_forever()
+    assert loop.stats()["slowest_turn"] >= 0.05
+    assert loop.stats()["slowest_callback"] is None
+
+
+async def slow_coroutine():
+    await asyncio.sleep(0)
+    time.sleep(0.15)
+    await asyncio.sleep(0)  # where it is when the report is made
+
+
+def test_slow_callbacks_are_named(loop, caplog):
+    """In debug mode: the coroutine, and the line at which it is suspended."""
+    loop.set_debug(True)
+    first = slow_coroutine.__code__.co_firstlineno
+    with caplog.at_level(logging.WARNING, "asyncio"):
+        loop.run_until_complete(slow_coroutine())
+    pattern = rf"<Task pending .*coro=<slow_coroutine\(\) running at .*test_stats.py:{first + 3}>.*>"
+    messages = [r.getMessage() for r in caplog.records if "slow_coroutine" in r.getMessage()]
+    assert re.fullmatch(rf"Executing {pattern} took 0\.\d+ seconds", messages[0])
+    seconds, name = loop.stats()["slowest_callback"]
+    assert seconds >= 0.15
+    assert re.fullmatch(pattern, name)
+
+
+def test_faulthandler_shows_the_coroutine(tmp_path):
+    """From another thread, while a task runs."""
+
+    async def inner_coroutine():
+        with (tmp_path / "stacks").open("w") as file:
+            faulthandler.dump_traceback(file, all_threads=True)
+
+    async def outer_coroutine():
+        await inner_coroutine()
+
+    fastloop.run(outer_coroutine())
+    stacks = (tmp_path / "stacks").read_text()
+    names = re.findall(r" in (\w+)", stacks)
+    assert names[:3] == ["inner_coroutine", "outer_coroutine", "run_forever"]
