@@ -67,11 +67,9 @@ class Task(asyncio.Task[_T_co]):
 
 @final
 class SocketTransport(asyncio.Transport):
-    def set_protocol(self, protocol: asyncio.BaseProtocol, /) -> None: ...  # type: ignore[override]
-    def write(self, data: bytes | bytearray | memoryview[Any], /) -> None: ...  # type: ignore[override]
-    def writelines(  # type: ignore[override]
-        self, list_of_data: Iterable[bytes | bytearray | memoryview[Any]], /
-    ) -> None: ...
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None: ...
+    def write(self, data: bytes | bytearray | memoryview[Any]) -> None: ...
+    def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview[Any]]) -> None: ...
 
 @disjoint_base
 class Loop:
