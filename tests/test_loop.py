@@ -528,7 +528,7 @@ def test_debug_mode_logs_a_slow_data_received(loop, caplog):
         loop.set_debug(True)
         loop.slow_callback_duration = 0.01
         loop.run_until_complete(main())
-    assert any("Transport" in r.getMessage() and "took 0.0" in r.getMessage() for r in caplog.records)
+    assert any("Transport" in r.getMessage() and " took " in r.getMessage() for r in caplog.records)
 
 
 def test_debug_mode_remembers_where_things_were_made(fast):
