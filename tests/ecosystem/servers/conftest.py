@@ -84,6 +84,7 @@ class Server:
             stdout=subprocess.PIPE,
             stderr=self.log,
             text=True,
+            start_new_session=True,  # a time limit's SIGTERM to our process group must not reach who cleans up
         )
         self.pid = int(self.supervisor.stdout.readline())
         if self.supervisor.stdout.readline() != "ready\n":
