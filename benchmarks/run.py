@@ -1,6 +1,6 @@
 """Measure event loops against each other and against the limit, and print one table.
 
-python benchmarks/run.py [NAME ...] [--loops fastloop,asyncio,uvloop,...] [--rounds N] [--markdown] [--json FILE]
+python benchmarks/run.py [NAME ...] [--loops fastloop,asyncio,uvloop,...] [--rounds N] [--markdown] [--json FILE] [--plot FOLDER]
 
 A NAME is a group ("core"), a benchmark ("core.sleep0") or a pattern ("network.*1k*"). The first loop is the one whose ratios are shown.
 """
@@ -16,6 +16,7 @@ import subprocess
 import sys
 
 import harness
+import plot
 from harness import BENCHMARKS, LIMIT, LOOPS, Options
 
 GROUPS = ("core", "executor", "network", "http", "tls", "process")
@@ -34,6 +35,7 @@ def parse_arguments():
     parser.add_argument("--seconds", type=float, default=0.5, help="length of one run (default: %(default)s)")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--json", metavar="FILE", help="also write every single figure to FILE")
+    parser.add_argument("--plot", metavar="FOLDER", help="also draw a chart of each group, FOLDER/<group>.svg")
     parser.add_argument("--list", action="store_true", help="list the benchmarks")
     parser.add_argument("--worker", nargs=2, metavar=("NAME", "LOOP"), help="run one benchmark here and print its JSON")
     parser.add_argument("--ops", type=int, help="with --worker: a fixed number of operations, for profilers that count instructions")
@@ -152,6 +154,8 @@ def main():
         when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         with open(arguments.json, "w") as file:
             json.dump({"title": title, "when": when, "loops": loops, "benchmarks": entries}, file, indent=1)
+    if arguments.plot:
+        plot.write(arguments.plot, title, entries, loops, lambda e, name: ratio(e, best(e, name), best(e, "asyncio")))
     print(title, end="\n\n")
     print_table(table(entries, loops), arguments.markdown)
     for entry in entries:

@@ -5,8 +5,11 @@ from ._core import Task
 
 
 def create_eager_task_factory(custom_task_constructor):
-    """Return a task factory that makes tasks by custom_task_constructor(coro, ...,
-    eager_start=True), as asyncio.create_eager_task_factory() does."""
+    """Return a task factory whose tasks run to their first suspension before it returns.
+
+    As asyncio.create_eager_task_factory(). `custom_task_constructor` is called with (coro, *, loop, name, context,
+    eager_start) and returns the task: fastloop.Task or a subclass of it, as a rule. Python 3.12 and later.
+    """
 
     def factory(loop, coro, *, name=None, context=None, eager_start=True):
         return custom_task_constructor(
@@ -17,3 +20,8 @@ def create_eager_task_factory(custom_task_constructor):
 
 
 eager_task_factory = create_eager_task_factory(Task)
+eager_task_factory.__doc__ = """The eager task factory that makes fastloop.Task: for loop.set_task_factory().
+
+Takes (loop, coro, *, name=None, context=None, eager_start=True), as asyncio.eager_task_factory() does, and returns the
+Task, done already if the coroutine did not suspend. Python 3.12 and later.
+"""

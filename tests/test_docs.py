@@ -1,5 +1,7 @@
-"""The guides' code: every Python block compiles, those marked <!-- run --> run, every link leads somewhere."""
+"""What the documentation says: Python blocks compile, those marked <!-- run --> run, links lead somewhere, and every
+public name has a docstring. (README.md's commands, Sphinx with -W among them, are run by .ci/readme.)"""
 
+import inspect
 import re
 import subprocess
 import sys
@@ -7,8 +9,11 @@ from pathlib import Path
 
 import pytest
 
-DOCS = Path(__file__).parent.parent / "docs"
-GUIDES = [DOCS / f"{name}.md" for name in ("switching", "blocking-code", "frameworks")]
+import fastloop
+from fastloop import _core, eager, loop, policy
+
+ROOT = Path(__file__).parent.parent
+GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(<!-- run -->\n)?^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 BLOCKS = [
     pytest.param(run, code, id=f"{path.stem}-{number}")
@@ -34,3 +39,31 @@ def test_code(run, code):
 def test_links_between_files(path):
     for target in re.findall(r"\]\(([^)#]+)", path.read_text()):
         assert "://" in target or (path.parent / target).exists(), target
+
+
+def public_names():
+    """Every public name of the package and, of its classes, what fastloop itself defines."""
+    for module in fastloop, eager, loop, policy:
+        for name, value in inspect.getmembers(module):
+            if not name.startswith("_") and getattr(value, "__module__", "").startswith("fastloop"):
+                yield f"{module.__name__}.{name}", value
+    for kind in *(getattr(fastloop, name) for name in fastloop.__all__), _core.SocketTransport:
+        if inspect.isclass(kind):
+            for base in kind.__mro__:
+                if base.__module__.startswith("fastloop"):
+                    for name, value in vars(base).items():
+                        if not name.startswith("_"):
+                            yield f"{base.__qualname__}.{name}", value
+
+
+def test_public_names_have_docstrings():
+    names = dict(public_names())
+    assert len(names) > 80
+    bare = [name for name, value in names.items() if not (getattr(value, "__doc__", None) or "").strip()]
+    assert bare == []
+
+
+def test_readme_has_no_command_that_is_not_run():
+    """.ci/readme runs the blocks marked sh; there are no others, and test_code() runs the Python ones."""
+    fences = re.findall(r"^```(.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert set(fences[::2]) == {"sh", "python"} and set(fences[1::2]) == {""}

@@ -12,9 +12,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 MEGABYTE = 1_000_000
-LEFT_BEHIND = shutil.ignore_patterns(
-    ".*", "build", "dist", "*.egg-info", "*.so", "__pycache__", "docs", "benchmarks"
-)
+LEFT_BEHIND = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "__pycache__", "_build")
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +54,7 @@ def test_sdist_is_small_and_has_every_source(sdist):
     sources = {f"src/{path.name}" for path in (ROOT / "src").glob("*.[ch]")}
     assert sources and sources <= packed
     assert {"LICENSE", "README.md", "CHANGELOG.md", "fastloop/py.typed"} <= packed
+    assert {"docs/index.md", "docs/conf.py", "benchmarks/run.py", "tests/conftest.py"} <= packed
     assert not [name for name in packed if name.endswith((".so", ".pyc"))]
 
 
