@@ -70,3 +70,10 @@ class ConnectMixin:
             transport.close()
             raise
         return transport, protocol
+
+
+# asyncio's own has none for wraps() to copy.
+ConnectMixin.getaddrinfo.__doc__ = """Resolve host and port to a list of (family, type, proto, canonname, sockaddr).
+
+As socket.getaddrinfo(), in a thread unless the host is a literal address. Raises socket.gaierror.
+"""
