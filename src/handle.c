@@ -869,7 +869,7 @@ static PyMethodDef shared_methods[] = {
 static PyType_Slot shared_slots[] = {
     {Py_tp_doc, "A callback of call_soon_threadsafe(): other threads wait for it to cancel it."},
     {Py_tp_methods, shared_methods},
-    {Py_tp_getset, handle_getset},
+    {Py_tp_getset, getset + TIMER_ATTRIBUTES},
     {Py_tp_traverse, handle_traverse},
     {Py_tp_clear, handle_clear},
     {Py_tp_dealloc, shared_dealloc},
