@@ -1,4 +1,4 @@
-"""Sphinx's settings. `python -m sphinx -W docs docs/_build`, with fastloop installed, builds without a warning."""
+"""Sphinx's settings. `sphinx-build -W docs docs/_build`, with fastloop installed, builds without a warning."""
 
 import re
 
