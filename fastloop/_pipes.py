@@ -139,8 +139,8 @@ class ReadPipeTransport(_Growing, unix_events._UnixReadPipeTransport):
         """Read what is there into the StreamReader; False if that cannot be done."""
         buffer = reader._buffer
         before = len(buffer)
-        # as much as it takes before it has the transport paused
-        size = 2 * reader._limit - before
+        # as much as makes it pause the transport
+        size = 2 * reader._limit + 1 - before
         if not 0 < size < self.max_size:
             size = self.max_size
         last = self._loop._read_pipe_into(self._fileno, size, buffer)
