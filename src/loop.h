@@ -49,6 +49,7 @@ struct fl_loop {
     unsigned long thread_id; /* of run_forever, 0 when not running */
     int64_t now_ns;     /* clock at the beginning of this turn */
     int64_t polled_ns;  /* clock at the last poll */
+    int64_t share_gil_until_ns; /* poll every turn, without the GIL */
 
     PyObject *task_factory;   /* owned, or NULL */
     PyObject *current_task;   /* owned: what asyncio.current_task() gives, or NULL */

@@ -116,9 +116,13 @@ import_asyncio(fl_state *st)
 static int
 import_helpers(fl_state *st)
 {
-    PyObject *base_loop = NULL, *defaults = NULL;
+    PyObject *base_loop = NULL, *defaults = NULL, *names = PyDict_New();
     int rc = -1;
 
+    if (names == NULL ||
+        (st->do_nothing = PyRun_String("lambda: None", Py_eval_input, names, names)) == NULL) {
+        goto done;
+    }
     if (import_attr("asyncio.base_events", "BaseEventLoop", false, &base_loop) < 0) {
         goto done;
     }
@@ -133,6 +137,7 @@ import_helpers(fl_state *st)
 done:
     Py_XDECREF(base_loop);
     Py_XDECREF(defaults);
+    Py_XDECREF(names);
     return rc;
 }
 
@@ -193,7 +198,7 @@ each_slot(fl_state *st, slot_function function, void *arg)
         (PyObject **)&st->PoolType, (PyObject **)&st->WorkType, &st->executor_module,
         &st->executor_logger, &st->BrokenThreadPool, &st->ConcurrentCancelledError,
         &st->ConcurrentInvalidStateError, &st->convert_future_exc, &st->base_run_in_executor,
-        &st->ThreadPoolExecutor, &st->executor_submit, &st->call_code,
+        &st->ThreadPoolExecutor, &st->executor_submit, &st->do_nothing, &st->call_code,
 #define FL_NAME_SLOT(name) &st->str_##name,
         FL_NAMES(FL_NAME_SLOT)
 #undef FL_NAME_SLOT

@@ -3,8 +3,8 @@
 
 #include "report.h"
 
-/* A worker that goes from call to call lets others have the GIL this often;
- * the interpreter itself would only do so between bytecodes. */
+/* A worker that goes from call to call asks the interpreter this often whether
+ * another thread waits for the GIL, which otherwise only bytecode does. */
 enum { BREATHE_NS = 1000000 };
 
 /* -- Work: one call ------------------------------------------------------- */
@@ -461,8 +461,9 @@ worker_loop(fl_worker *worker, fl_pool *pool)
                 if (now - since > BREATHE_NS) {
                     worker_tell(worker);
                     since = now;
-                    Py_BEGIN_ALLOW_THREADS
-                    Py_END_ALLOW_THREADS
+                    if (fl_let_threads_in(pool->st) < 0) {
+                        return -1;
+                    }
                 }
             }
             continue;

@@ -81,6 +81,7 @@ struct fl_state {
     PyObject *base_create_task;          /* BaseEventLoop.create_task */
     PyObject *format_handle;             /* base_events._format_handle */
     PyObject *logger;                    /* asyncio.log.logger */
+    PyObject *do_nothing;                /* lambda: None */
     /* executor.c: concurrent.futures' and, once asked for, ours */
     PyObject *executor_module;  /* concurrent.futures.thread */
     PyObject *executor_logger;  /* concurrent.futures._base.LOGGER */
@@ -212,6 +213,18 @@ fl_call_cfunction(PyObject *function, PyObject *const *args, Py_ssize_t nargs)
 {
     fl_fastcall call = (fl_fastcall)(void (*)(void))PyCFunction_GET_FUNCTION(function);
     return call(PyCFunction_GET_SELF(function), args, nargs, NULL);
+}
+
+/* Let a thread that waits for the GIL have it, as a Python function does when it
+ * is entered. To let go of the GIL and take it again is worse than nothing: the
+ * waiter is woken too late, and starts again on the 5 ms after which it asks for
+ * the GIL (take_gil() in CPython's ceval_gil.c), so that it never does. */
+static inline int
+fl_let_threads_in(fl_state *st)
+{
+    PyObject *r = PyObject_CallNoArgs(st->do_nothing);
+    Py_XDECREF(r);
+    return r == NULL ? -1 : 0;
 }
 
 #endif

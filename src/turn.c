@@ -15,6 +15,11 @@
  * may have been to ourselves), and at least this often, in nanoseconds. */
 enum { FL_POLL_EVERY_WITH_FDS = 20000, FL_POLL_EVERY_WITHOUT = 100000 };
 
+/* A poll that comes this much too late, in nanoseconds, was kept from its time by
+ * a long turn or by another thread that had the GIL. Then the loop lets go of it
+ * once a turn, as asyncio does, for as long as the second number says. */
+enum { FL_POLL_LATE = 20000, FL_SHARE_GIL = 20000000 };
+
 /* selectors and asyncio wait no longer than this either (24 h, in nanoseconds):
  * a longer timeout overflows some pollers. */
 static const int64_t FL_POLL_LONGEST = 24LL * 3600 * 1000000000;
@@ -50,22 +55,16 @@ spin_pays(fl_loop *loop, int64_t timeout)
            fl_spin_wanted(&loop->spin);
 }
 
+/* Wait for events without the GIL. */
 static int
-poll_events(fl_loop *loop, int64_t timeout)
+poll_waiting(fl_loop *loop, int64_t timeout, fl_event *events)
 {
-    fl_event events[FL_POLL_MAX_EVENTS];
-    bool spin = timeout != 0 && spin_pays(loop, timeout), paid = false;
+    bool spin = spin_pays(loop, timeout), paid = false;
     int n, error;
 
-    loop->polls++;
-    if (timeout != 0) { /* else the ready queue is looked at next anyway */
-        atomic_store(&loop->waker.state, FL_LEAVES);
-    }
+    atomic_store(&loop->waker.state, FL_LEAVES);
     Py_BEGIN_ALLOW_THREADS
-    if (timeout == 0) {
-        n = fl_poll_wait(&loop->poller, 0, events, FL_POLL_MAX_EVENTS);
-    }
-    else if (spin) {
+    if (spin) {
         n = fl_waker_spin(&loop->waker, &loop->poller, events, FL_POLL_MAX_EVENTS, &paid);
     }
     else {
@@ -78,6 +77,58 @@ poll_events(fl_loop *loop, int64_t timeout)
         fl_spin_learn(&loop->spin, paid);
         loop->caller_due &= paid;
     }
+    errno = error;
+    return n;
+}
+
+static bool
+shares_gil(const fl_loop *loop)
+{
+    return loop->answers_due > 0 || loop->now_ns < loop->share_gil_until_ns;
+}
+
+static int64_t
+poll_interval(const fl_loop *loop)
+{
+    return loop->fds.active > 0 ? FL_POLL_EVERY_WITH_FDS : FL_POLL_EVERY_WITHOUT;
+}
+
+/* Look for events while there is work in the queue. A thread that waits for the
+ * GIL asks for it after 5 ms in which nobody let go of it. To let go now and then
+ * for less time than its waking takes would only have it wait anew, for ever: it
+ * is done every turn or not at all, and then who asks is let in by bytecode. */
+static int
+poll_working(fl_loop *loop, bool shares, fl_event *events)
+{
+    int64_t due = loop->polled_ns + (shares ? 0 : poll_interval(loop));
+    int n, error;
+
+    PyThreadState *thread = shares ? PyEval_SaveThread() : NULL;
+    n = fl_poll_wait(&loop->poller, 0, events, FL_POLL_MAX_EVENTS);
+    error = errno;
+    if (shares) {
+        PyEval_RestoreThread(thread);
+    }
+    int64_t now = fl_clock_ns();
+    if (now - due > FL_POLL_LATE) {
+        loop->share_gil_until_ns = now + FL_SHARE_GIL;
+    }
+    errno = error;
+    return n;
+}
+
+static int
+poll_events(fl_loop *loop, int64_t timeout)
+{
+    fl_event events[FL_POLL_MAX_EVENTS];
+    bool shares = loop->io_done || loop->first_turn || shares_gil(loop);
+
+    loop->polls++;
+    if (timeout == 0 && !shares && fl_let_threads_in(loop->st) < 0) {
+        return -1;
+    }
+    int n = timeout == 0 ? poll_working(loop, shares, events) : poll_waiting(loop, timeout, events);
+    int error = errno;
     loop->io_done = loop->first_turn = false;
     loop->now_ns = loop->polled_ns = fl_clock_ns();
     if (n < 0 && error != EINTR) {
@@ -94,11 +145,11 @@ poll_events(fl_loop *loop, int64_t timeout)
 static bool
 poll_is_due(const fl_loop *loop)
 {
-    if (fl_ready_len(&loop->ready) == 0 || loop->io_done || loop->first_turn || loop->stopping) {
+    if (fl_ready_len(&loop->ready) == 0 || loop->io_done || loop->first_turn ||
+        loop->stopping || shares_gil(loop)) {
         return true;
     }
-    int64_t interval = loop->fds.active > 0 ? FL_POLL_EVERY_WITH_FDS : FL_POLL_EVERY_WITHOUT;
-    return loop->now_ns - loop->polled_ns >= interval;
+    return loop->now_ns - loop->polled_ns >= poll_interval(loop);
 }
 
 static int
