@@ -41,6 +41,12 @@ def interrupt_blocked():
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def retrieve(call):
+    """Nobody need wait for this call any more, so that its exception is no news."""
+    if not call.cancelled():
+        call.exception()
+
+
 class Processes:
     def __init__(self, count):
         self.count = count
@@ -63,7 +69,11 @@ class Processes:
         try:
             with interrupt_blocked():
                 call = asyncio.get_running_loop().run_in_executor(pool, function, *args)
-            return await call
+            call.add_done_callback(retrieve)
+            # Not "await call", which would cancel it: on 3.11 a pool that is ended with a cancelled call
+            # in it prints an InvalidStateError.
+            await asyncio.wait([call])
+            return call.result()
         except BrokenProcessPool:
             if self.pool is pool:
                 self.pool = self.new_pool()  # the old one ends by itself
