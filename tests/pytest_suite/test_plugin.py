@@ -15,8 +15,8 @@ pytest_asyncio = pytest.importorskip("pytest_asyncio")
 
 PLUGINS = pathlib.Path(__file__).parent / "plugins"
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "-c", PLUGINS / "pytest.ini", "--rootdir=.")
-# pytest-asyncio wants to be told; and no warning of any kind is ours.
-STRICT = ("-W", "error", "-o", "asyncio_default_fixture_loop_scope=function")
+TOLD = ("-o", "asyncio_default_fixture_loop_scope=function")  # pytest-asyncio warns without
+STRICT = ("-W", "error", *TOLD)  # no warning of any kind is ours
 
 ONE = "suite_asyncio.py"
 
@@ -57,6 +57,15 @@ def test_every_kind_of_suite_runs_on_fastloop(run_python):
 def test_the_ini_file_may_ask_for_it(run_python):
     code, output = run_python(*PYTEST, *STRICT, "-o", "fastloop=true", ONE, cwd=PLUGINS)
     assert code == 0 and "event loop: fastloop.Loop (fastloop " in output, output
+
+
+@pytest.mark.parametrize("launcher", [[], ["-m", "fastloop"]], ids=["plain", "launcher"])
+def test_no_deprecation_warning_from_start_to_exit(run_python, launcher):
+    """3.14+ deprecates policies. The interpreter's -W counts from its start to its exit, pytest's only in between."""
+    warnings = ["-W", "error::DeprecationWarning", "-W", "error::PendingDeprecationWarning"]
+    code, output = run_python(*warnings, *launcher, *PYTEST, *TOLD, "--fastloop", PLUGINS, cwd=PLUGINS)
+    assert code == 0 and " 16 passed" in output, output
+    assert "DeprecationWarning" not in output, output
 
 
 @pytest.mark.parametrize("ask", [[], ["-o", "fastloop=true", "--no-fastloop"]], ids=["unasked", "refused"])
