@@ -1,14 +1,13 @@
-/* loop.c - the Loop type: call_soon and its kin, futures and tasks, fd handles.
+/* loop.c - the Loop type: call_soon and its kin, futures and tasks, its life.
  * What happens in one turn is in turn.c. */
 #include "loop.h"
 
 #include <errno.h>
-#include <math.h>
 #include <structmember.h>
 #include <string.h>
 #include <time.h>
-#include <unistd.h>
 
+#include "arguments.h"
 #include "executor.h"
 #include "sockops.h"
 #include "stats.h"
@@ -198,101 +197,9 @@ fl_loop_restore_current(fl_loop *loop, PyObject *task)
 
 /* --- call_soon and its kin --- */
 
-/* The arguments of one call; all borrowed. */
-typedef struct {
-    PyObject *const *args;
-    Py_ssize_t nargs;
-    PyObject *context; /* NULL: not given */
-    PyObject *named[2]; /* args, if not all that are required came by position */
-} call_args;
-
 static const char *const takes_callback[] = {"callback", NULL};
 static const char *const takes_delay[] = {"delay", "callback"};
 static const char *const takes_when[] = {"when", "callback"};
-static const char *const takes_fd[] = {"fd", "callback"};
-
-static int
-missing_arguments(const char *method, const call_args *c, const char *const *names)
-{
-    if (c->named[0] == NULL && names[1] != NULL && c->named[1] == NULL) {
-        PyErr_Format(PyExc_TypeError,
-                     "BaseEventLoop.%s() missing 2 required positional arguments: '%s' and '%s'",
-                     method, names[0], names[1]);
-    }
-    else {
-        PyErr_Format(PyExc_TypeError,
-                     "BaseEventLoop.%s() missing 1 required positional argument: '%s'", method,
-                     names[c->named[0] != NULL]);
-    }
-    return -1;
-}
-
-/* One keyword: context, or a required argument that did not come by position. */
-static int
-parse_keyword(const char *method, call_args *c, const char *const *names,
-              Py_ssize_t by_position, PyObject *key, PyObject *value)
-{
-    if (PyUnicode_CompareWithASCIIString(key, "context") == 0) {
-        c->context = value;
-        return 0;
-    }
-    for (int i = 0; i < 2 && names[i] != NULL; i++) {
-        if (PyUnicode_CompareWithASCIIString(key, names[i]) == 0) {
-            if (i < by_position) {
-                PyErr_Format(PyExc_TypeError,
-                             "BaseEventLoop.%s() got multiple values for argument '%s'", method,
-                             names[i]);
-                return -1;
-            }
-            c->named[i] = value;
-            return 0;
-        }
-    }
-    PyErr_Format(PyExc_TypeError, "BaseEventLoop.%s() got an unexpected keyword argument '%U'",
-                 method, key);
-    return -1;
-}
-
-static int
-parse_slowly(const char *method, call_args *c, const char *const *names, PyObject *kwnames)
-{
-    Py_ssize_t by_position = c->nargs, required = names[1] == NULL ? 1 : 2;
-    Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
-    PyObject *const *values = c->args + c->nargs;
-
-    if (by_position < required) {
-        for (Py_ssize_t i = 0; i < required; i++) {
-            c->named[i] = i < by_position ? c->args[i] : NULL;
-        }
-        c->args = c->named;
-        c->nargs = required;
-    }
-    for (Py_ssize_t i = 0; i < nkw; i++) {
-        if (parse_keyword(method, c, names, by_position, PyTuple_GET_ITEM(kwnames, i),
-                          values[i]) < 0) {
-            return -1;
-        }
-    }
-    if (by_position < required &&
-        (c->named[0] == NULL || (required == 2 && c->named[1] == NULL))) {
-        return missing_arguments(method, c, names);
-    }
-    if (c->context != NULL && c->context != Py_None && !PyContext_CheckExact(c->context)) {
-        PyErr_Format(PyExc_TypeError, "%s() context must be a contextvars.Context, not %.100s",
-                     method, Py_TYPE(c->context)->tp_name);
-        return -1;
-    }
-    return 0;
-}
-
-static inline int
-parse_call(const char *method, call_args *c, const char *const *names, PyObject *kwnames)
-{
-    if (kwnames == NULL && c->nargs >= (names[1] == NULL ? 1 : 2)) {
-        return 0;
-    }
-    return parse_slowly(method, c, names, kwnames);
-}
 
 /* Debug mode: asyncio's own _check_callback(callback, method). */
 static int
@@ -311,8 +218,8 @@ static PyObject *
 call_soon(fl_loop *loop, const char *name, PyObject *const *args, Py_ssize_t nargs,
           PyObject *kwnames, handle_maker make)
 {
-    call_args c = {args, nargs, NULL, {NULL, NULL}};
-    if (parse_call(name, &c, takes_callback, kwnames) < 0) {
+    fl_call_args c = {args, nargs, NULL, {NULL, NULL}};
+    if (fl_parse_call(name, &c, takes_callback, kwnames) < 0) {
         return NULL;
     }
     if (loop->debug && check_callback(loop, c.args[0], name) < 0) {
@@ -358,7 +265,7 @@ loop_call_soon_threadsafe(PyObject *self, PyObject *const *args, Py_ssize_t narg
 }
 
 static PyObject *
-schedule_timer(fl_loop *loop, const char *name, double when, const call_args *c)
+schedule_timer(fl_loop *loop, const char *name, double when, const fl_call_args *c)
 {
     if (check_callable_now(loop) < 0 ||
         (loop->debug && check_callback(loop, c->args[1], name) < 0)) {
@@ -390,9 +297,9 @@ PyDoc_STRVAR(call_later_doc,
 static PyObject *
 loop_call_later(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    call_args c = {args, nargs, NULL, {NULL, NULL}};
+    fl_call_args c = {args, nargs, NULL, {NULL, NULL}};
     double delay;
-    if (parse_call("call_later", &c, takes_delay, kwnames) < 0) {
+    if (fl_parse_call("call_later", &c, takes_delay, kwnames) < 0) {
         return NULL;
     }
     if (c.args[0] == Py_None) {
@@ -413,9 +320,9 @@ PyDoc_STRVAR(call_at_doc,
 static PyObject *
 loop_call_at(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
-    call_args c = {args, nargs, NULL, {NULL, NULL}};
+    fl_call_args c = {args, nargs, NULL, {NULL, NULL}};
     double when;
-    if (parse_call("call_at", &c, takes_when, kwnames) < 0) {
+    if (fl_parse_call("call_at", &c, takes_when, kwnames) < 0) {
         return NULL;
     }
     if (c.args[0] == Py_None) {
@@ -594,141 +501,6 @@ loop_write_to_self(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     fl_loop_wake(as_loop(self));
     Py_RETURN_NONE;
-}
-
-/* --- add_reader and its kin --- */
-
-/* As selectors._fileobj_to_fd; and OverflowError, which the poller would raise, for
- * a number that no fd can have. */
-static int
-number_to_fd(PyObject *number)
-{
-    int overflow;
-    long fd = PyLong_AsLongAndOverflow(number, &overflow);
-    if (overflow < 0 || (overflow == 0 && fd < 0)) {
-        PyErr_Format(PyExc_ValueError, "Invalid file descriptor: %S", number);
-        return -1;
-    }
-    if (overflow > 0 || fd > INT32_MAX) {
-        PyErr_SetString(PyExc_OverflowError, "Python int too large to convert to C int");
-        return -1;
-    }
-    return (int)fd;
-}
-
-/* A file descriptor, or an object with fileno(); -1 with asyncio's errors. */
-static int
-to_fd(PyObject *object)
-{
-    if (PyLong_Check(object)) {
-        return number_to_fd(object);
-    }
-    PyObject *fileno = PyObject_CallMethod(object, "fileno", NULL);
-    PyObject *number = fileno == NULL ? NULL : PyNumber_Long(fileno);
-    Py_XDECREF(fileno);
-    if (number == NULL) {
-        if (PyErr_ExceptionMatches(PyExc_AttributeError) ||
-            PyErr_ExceptionMatches(PyExc_TypeError) ||
-            PyErr_ExceptionMatches(PyExc_ValueError)) {
-            PyErr_Clear();
-            PyErr_Format(PyExc_ValueError, "Invalid file object: %R", object);
-        }
-        return -1;
-    }
-    int fd = number_to_fd(number);
-    Py_DECREF(number);
-    return fd;
-}
-
-static PyObject *
-add_fd_handle(PyObject *self, const char *name, PyObject *const *args, Py_ssize_t nargs,
-              PyObject *kwnames, unsigned which)
-{
-    fl_loop *loop = as_loop(self);
-    call_args c = {args, nargs, NULL, {NULL, NULL}};
-    if (parse_call(name, &c, takes_fd, kwnames) < 0 || fl_loop_check_closed(loop) < 0) {
-        return NULL;
-    }
-    int fd = to_fd(c.args[0]);
-    if (fd < 0) {
-        return NULL;
-    }
-    fl_handle *h = fl_handle_new(loop, c.args[1], c.args + 2, c.nargs - 2, c.context);
-    if (h != NULL && fl_fd_set_handle(loop, fd, which, h) < 0) {
-        Py_CLEAR(h);
-    }
-    return (PyObject *)h;
-}
-
-static PyObject *
-remove_fd_handle(PyObject *self, PyObject *object, unsigned which)
-{
-    fl_loop *loop = as_loop(self);
-    if (loop->closed) {
-        Py_RETURN_FALSE;
-    }
-    int fd = to_fd(object);
-    if (fd < 0) {
-        if (PyErr_ExceptionMatches(PyExc_OverflowError)) { /* then it was never added */
-            PyErr_Clear();
-            Py_RETURN_FALSE;
-        }
-        return NULL;
-    }
-    int removed = fl_fd_remove_handle(loop, fd, which);
-    return removed < 0 ? NULL : PyBool_FromLong(removed);
-}
-
-PyDoc_STRVAR(add_reader_doc, "_add_reader($self, fd, callback, *args, context=None)\n--\n\n"
-                             "add_reader() without the check for a transport's fd.");
-
-static PyObject *
-loop_add_reader(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
-{
-    return add_fd_handle(self, "add_reader", args, nargs, kwnames, FL_READ);
-}
-
-PyDoc_STRVAR(add_writer_doc, "_add_writer($self, fd, callback, *args, context=None)\n--\n\n"
-                             "add_writer() without the check for a transport's fd.");
-
-static PyObject *
-loop_add_writer(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
-{
-    return add_fd_handle(self, "add_writer", args, nargs, kwnames, FL_WRITE);
-}
-
-PyDoc_STRVAR(remove_reader_doc, "_remove_reader($self, fd, /)\n--\n\n"
-                                "remove_reader() without the check for a transport's fd.");
-
-static PyObject *
-loop_remove_reader(PyObject *self, PyObject *fd)
-{
-    return remove_fd_handle(self, fd, FL_READ);
-}
-
-PyDoc_STRVAR(remove_writer_doc, "_remove_writer($self, fd, /)\n--\n\n"
-                                "remove_writer() without the check for a transport's fd.");
-
-static PyObject *
-loop_remove_writer(PyObject *self, PyObject *fd)
-{
-    return remove_fd_handle(self, fd, FL_WRITE);
-}
-
-PyDoc_STRVAR(handles_of_doc, "_handles_of($self, fd, /)\n--\n\n"
-                             "The (reader, writer) handles or Nones of an fd: what a selector "
-                             "would hold.");
-
-static PyObject *
-loop_handles_of(PyObject *self, PyObject *object)
-{
-    int fd = to_fd(object);
-    if (fd < 0) {
-        return NULL;
-    }
-    fl_handle *reader, *writer;
-    fl_fd_handles(as_loop(self), fd, &reader, &writer);
-    return Py_BuildValue("(NN)", fl_none_or((PyObject *)reader), fl_none_or((PyObject *)writer));
 }
 
 PyDoc_STRVAR(add_callback_doc, "_add_callback($self, handle, /)\n--\n\n"
@@ -1148,13 +920,6 @@ static PyMethodDef loop_methods[] = {
     {"_run", loop_run, METH_NOARGS, run_doc},
     {"_run_once", loop_run_once, METH_NOARGS, run_once_doc},
     {"_write_to_self", loop_write_to_self, METH_NOARGS, write_to_self_doc},
-    {"_add_reader", (PyCFunction)(void (*)(void))loop_add_reader,
-     METH_FASTCALL | METH_KEYWORDS, add_reader_doc},
-    {"_add_writer", (PyCFunction)(void (*)(void))loop_add_writer,
-     METH_FASTCALL | METH_KEYWORDS, add_writer_doc},
-    {"_remove_reader", loop_remove_reader, METH_O, remove_reader_doc},
-    {"_remove_writer", loop_remove_writer, METH_O, remove_writer_doc},
-    {"_handles_of", loop_handles_of, METH_O, handles_of_doc},
     {"_add_callback", loop_add_callback, METH_O, add_callback_doc},
     {"run_in_executor", (PyCFunction)(void (*)(void))fl_loop_run_in_executor,
      METH_FASTCALL | METH_KEYWORDS, fl_loop_run_in_executor_doc},
@@ -1188,5 +953,8 @@ int
 fl_loop_init(PyObject *module, fl_state *st)
 {
     st->LoopType = fl_add_type(module, &loop_spec, NULL, 0);
-    return st->LoopType == NULL ? -1 : fl_add_methods(st->LoopType, fl_stats_methods);
+    if (st->LoopType == NULL || fl_add_methods(st->LoopType, fl_watch_methods) < 0) {
+        return -1;
+    }
+    return fl_add_methods(st->LoopType, fl_stats_methods);
 }

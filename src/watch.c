@@ -1,10 +1,12 @@
-/* watch.c - the table of watched file descriptors. */
+/* watch.c - the table of watched file descriptors, and the methods of Loop by which
+ * Python code puts its handles there. */
 #include "watch.h"
 
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
 
+#include "arguments.h"
 #include "loop.h"
 
 static inline uint64_t
@@ -297,3 +299,151 @@ fl_fd_table_close(fl_loop *loop)
     }
     PyMem_Free(t.entries);
 }
+
+/* --- Loop._add_reader() and its kin --- */
+
+/* As selectors._fileobj_to_fd; and OverflowError, which the poller would raise, for
+ * a number that no fd can have. */
+static int
+number_to_fd(PyObject *number)
+{
+    int overflow;
+    long fd = PyLong_AsLongAndOverflow(number, &overflow);
+    if (overflow < 0 || (overflow == 0 && fd < 0)) {
+        PyErr_Format(PyExc_ValueError, "Invalid file descriptor: %S", number);
+        return -1;
+    }
+    if (overflow > 0 || fd > INT32_MAX) {
+        PyErr_SetString(PyExc_OverflowError, "Python int too large to convert to C int");
+        return -1;
+    }
+    return (int)fd;
+}
+
+/* A file descriptor, or an object with fileno(); -1 with asyncio's errors. */
+static int
+to_fd(PyObject *object)
+{
+    if (PyLong_Check(object)) {
+        return number_to_fd(object);
+    }
+    PyObject *fileno = PyObject_CallMethod(object, "fileno", NULL);
+    PyObject *number = fileno == NULL ? NULL : PyNumber_Long(fileno);
+    Py_XDECREF(fileno);
+    if (number == NULL) {
+        if (PyErr_ExceptionMatches(PyExc_AttributeError) ||
+            PyErr_ExceptionMatches(PyExc_TypeError) ||
+            PyErr_ExceptionMatches(PyExc_ValueError)) {
+            PyErr_Clear();
+            PyErr_Format(PyExc_ValueError, "Invalid file object: %R", object);
+        }
+        return -1;
+    }
+    int fd = number_to_fd(number);
+    Py_DECREF(number);
+    return fd;
+}
+
+static const char *const takes_fd[] = {"fd", "callback"};
+
+static PyObject *
+add_fd_handle(PyObject *self, const char *name, PyObject *const *args, Py_ssize_t nargs,
+              PyObject *kwnames, unsigned which)
+{
+    fl_loop *loop = (fl_loop *)self;
+    fl_call_args c = {args, nargs, NULL, {NULL, NULL}};
+    if (fl_parse_call(name, &c, takes_fd, kwnames) < 0 || fl_loop_check_closed(loop) < 0) {
+        return NULL;
+    }
+    int fd = to_fd(c.args[0]);
+    if (fd < 0) {
+        return NULL;
+    }
+    fl_handle *h = fl_handle_new(loop, c.args[1], c.args + 2, c.nargs - 2, c.context);
+    if (h != NULL && fl_fd_set_handle(loop, fd, which, h) < 0) {
+        Py_CLEAR(h);
+    }
+    return (PyObject *)h;
+}
+
+static PyObject *
+remove_fd_handle(PyObject *self, PyObject *object, unsigned which)
+{
+    fl_loop *loop = (fl_loop *)self;
+    if (loop->closed) {
+        Py_RETURN_FALSE;
+    }
+    int fd = to_fd(object);
+    if (fd < 0) {
+        if (PyErr_ExceptionMatches(PyExc_OverflowError)) { /* then it was never added */
+            PyErr_Clear();
+            Py_RETURN_FALSE;
+        }
+        return NULL;
+    }
+    int removed = fl_fd_remove_handle(loop, fd, which);
+    return removed < 0 ? NULL : PyBool_FromLong(removed);
+}
+
+PyDoc_STRVAR(add_reader_doc, "_add_reader($self, fd, callback, *args, context=None)\n--\n\n"
+                             "add_reader() without the check for a transport's fd.");
+
+static PyObject *
+loop_add_reader(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    return add_fd_handle(self, "add_reader", args, nargs, kwnames, FL_READ);
+}
+
+PyDoc_STRVAR(add_writer_doc, "_add_writer($self, fd, callback, *args, context=None)\n--\n\n"
+                             "add_writer() without the check for a transport's fd.");
+
+static PyObject *
+loop_add_writer(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    return add_fd_handle(self, "add_writer", args, nargs, kwnames, FL_WRITE);
+}
+
+PyDoc_STRVAR(remove_reader_doc, "_remove_reader($self, fd, /)\n--\n\n"
+                                "remove_reader() without the check for a transport's fd.");
+
+static PyObject *
+loop_remove_reader(PyObject *self, PyObject *fd)
+{
+    return remove_fd_handle(self, fd, FL_READ);
+}
+
+PyDoc_STRVAR(remove_writer_doc, "_remove_writer($self, fd, /)\n--\n\n"
+                                "remove_writer() without the check for a transport's fd.");
+
+static PyObject *
+loop_remove_writer(PyObject *self, PyObject *fd)
+{
+    return remove_fd_handle(self, fd, FL_WRITE);
+}
+
+PyDoc_STRVAR(handles_of_doc, "_handles_of($self, fd, /)\n--\n\n"
+                             "The (reader, writer) handles or Nones of an fd: what a selector "
+                             "would hold.");
+
+static PyObject *
+loop_handles_of(PyObject *self, PyObject *object)
+{
+    int fd = to_fd(object);
+    if (fd < 0) {
+        return NULL;
+    }
+    fl_handle *reader, *writer;
+    fl_fd_handles((fl_loop *)self, fd, &reader, &writer);
+    return Py_BuildValue("(NN)", fl_none_or((PyObject *)reader), fl_none_or((PyObject *)writer));
+}
+
+PyMethodDef fl_watch_methods[] = {
+    {"_add_reader", (PyCFunction)(void (*)(void))loop_add_reader,
+     METH_FASTCALL | METH_KEYWORDS, add_reader_doc},
+    {"_add_writer", (PyCFunction)(void (*)(void))loop_add_writer,
+     METH_FASTCALL | METH_KEYWORDS, add_writer_doc},
+    {"_remove_reader", loop_remove_reader, METH_O, remove_reader_doc},
+    {"_remove_writer", loop_remove_writer, METH_O, remove_writer_doc},
+    {"_handles_of", loop_handles_of, METH_O, handles_of_doc},
+    {NULL, NULL, 0, NULL},
+};

@@ -79,4 +79,7 @@ int fl_fd_dispatch(fl_loop *loop, const fl_event *events, int n);
 
 int fl_fd_visit(fl_loop *loop, visitproc visit, void *arg);
 
+/* Loop._add_reader() and its kin. */
+extern PyMethodDef fl_watch_methods[];
+
 #endif
