@@ -89,14 +89,19 @@ size_of(PyObject *n)
     return size < 0 ? 0 : size;
 }
 
-static int
-check_arguments(Py_ssize_t nargs)
+/* The transport of the reader that is args[0], a new reference, and its attributes,
+ * another. NULL if there is none of ours, and with TypeError for a wrong call. */
+static inline fl_stream *
+stream_of_reader(fl_stream_state *ss, PyObject *const *args, Py_ssize_t nargs,
+                 PyObject **attributes)
 {
+    *attributes = NULL;
     if (nargs != 2) {
         PyErr_SetString(PyExc_TypeError, "a reader and a size are needed");
-        return -1;
+        return NULL;
     }
-    return 0;
+    *attributes = attributes_of(ss, args[0]);
+    return *attributes == NULL ? NULL : transport_of(ss, *attributes);
 }
 
 /* The reader has nothing that read() would have to return or raise at once. */
@@ -138,16 +143,8 @@ begin_read(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
     fl_stream_state *ss = fl_state_of_module(module)->stream;
     PyObject *attributes, *waiter = NULL;
-    fl_stream *t;
+    fl_stream *t = stream_of_reader(ss, args, nargs, &attributes);
 
-    if (check_arguments(nargs) < 0) {
-        return NULL;
-    }
-    attributes = attributes_of(ss, args[0]);
-    if (attributes == NULL) {
-        Py_RETURN_NONE;
-    }
-    t = transport_of(ss, attributes);
     if (t != NULL) {
         fl_stream_settle(t);
         if (size_of(args[1]) > 0 && must_wait(ss, args[0], attributes) &&
@@ -156,7 +153,7 @@ begin_read(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
         }
         Py_DECREF(t);
     }
-    Py_DECREF(attributes);
+    Py_XDECREF(attributes);
     return waiter != NULL || PyErr_Occurred() ? waiter : Py_NewRef(Py_None);
 }
 
@@ -260,16 +257,8 @@ end_read(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     fl_stream_state *ss = fl_state_of_module(module)->stream;
     PyObject *attributes, *buffer, *bytes = NULL;
     Py_ssize_t size;
-    fl_stream *t;
+    fl_stream *t = stream_of_reader(ss, args, nargs, &attributes);
 
-    if (check_arguments(nargs) < 0) {
-        return NULL;
-    }
-    attributes = attributes_of(ss, args[0]);
-    if (attributes == NULL) {
-        Py_RETURN_NONE;
-    }
-    t = transport_of(ss, attributes);
     if (t != NULL && t->offered) {
         buffer = Py_XNewRef(fl_streams_buffer(ss, args[0], attributes));
         size = size_of(args[1]);
@@ -282,7 +271,7 @@ end_read(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
         Py_XDECREF(buffer);
     }
     Py_XDECREF(t);
-    Py_DECREF(attributes);
+    Py_XDECREF(attributes);
     return bytes != NULL || PyErr_Occurred() ? bytes : Py_NewRef(Py_None);
 }
 

@@ -302,7 +302,7 @@ read_to_protocol(fl_tls *p, size_t waiting)
     return result == NULL ? FAILED : ended;
 }
 
-/* Append to a StreamReader's bytearray: 1, or 0 if somebody has a view of it. */
+/* Append to a StreamReader's bytearray; -1 with BufferError if somebody has a view of it. */
 static int
 append(PyObject *buffer, const char *data, size_t len)
 {

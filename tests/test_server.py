@@ -9,15 +9,14 @@ import random
 import resource
 import socket
 import sys
-import threading
 import warnings
 import weakref
 
 import pytest
 from stream_helpers import (
     Recorder,
+    clients_in_threads,
     collect_reports,
-    connect,
     raises,
     reset,
     run,
@@ -219,18 +218,8 @@ def test_thousands_of_short_connections(style):
     async def scenario():
         loop = asyncio.get_running_loop()
         server = await loop.create_server(Checker, "127.0.0.1", 0)
-        failures = []
-        threads = [
-            threading.Thread(target=client,
-                             args=(server.sockets[0].getsockname(), seed, failures))
-            for seed in range(6)
-        ]
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads):
-            await asyncio.sleep(0.01)
+        assert await clients_in_threads(client, server) == []
         server.close()
-        assert failures == []
 
     with asyncio.Runner(loop_factory=fastloop.new_event_loop) as runner:
         runner.run(scenario())

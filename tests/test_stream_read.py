@@ -7,23 +7,10 @@ import inspect
 import random
 import socket
 import struct
-import threading
 import warnings
 
 import pytest
-
-import fastloop
-
-LOOPS = {"asyncio": asyncio.SelectorEventLoop, "fastloop": fastloop.new_event_loop}
-
-
-@pytest.fixture(params=LOOPS)
-def run(request):
-    def run(scenario, *args, debug=False):
-        with asyncio.Runner(loop_factory=LOOPS[request.param], debug=debug) as runner:
-            return runner.run(asyncio.wait_for(scenario(*args), 110))
-
-    return run
+from stream_helpers import clients_in_threads, run
 
 
 async def open_pair(**kwargs):
@@ -387,14 +374,7 @@ def test_thousands_of_short_connections(run):
 
     async def scenario():
         server = await asyncio.start_server(serve, "127.0.0.1", 0)
-        failures = []
-        address = server.sockets[0].getsockname()
-        threads = [threading.Thread(target=short_connections, args=(address, seed, failures)) for seed in range(6)]
-        for thread in threads:
-            thread.start()
-        while any(thread.is_alive() for thread in threads):
-            await asyncio.sleep(0.01)
+        assert await clients_in_threads(short_connections, server) == []
         server.close()
-        assert failures == []
 
     run(scenario)

@@ -8,19 +8,7 @@ import sys
 import warnings
 
 import pytest
-
-import fastloop
-
-LOOPS = {"asyncio": asyncio.SelectorEventLoop, "fastloop": fastloop.new_event_loop}
-
-
-@pytest.fixture(params=LOOPS)
-def run(request):
-    def run(scenario, *args, debug=False):
-        with asyncio.Runner(loop_factory=LOOPS[request.param], debug=debug) as runner:
-            return runner.run(asyncio.wait_for(scenario(*args), 60))
-
-    return run
+from stream_helpers import run
 
 
 async def pair(**kwargs):

@@ -7,6 +7,7 @@ on both loops and compares, otherwise it runs on each and checks for itself.
 import asyncio
 import socket
 import struct
+import threading
 
 import pytest
 
@@ -17,7 +18,7 @@ LOOPS = {"asyncio": asyncio.SelectorEventLoop, "fastloop": fastloop.new_event_lo
 
 def run_on(loop_name, scenario, *args, debug=False):
     with asyncio.Runner(loop_factory=LOOPS[loop_name], debug=debug) as runner:
-        return runner.run(asyncio.wait_for(scenario(*args), 30))
+        return runner.run(asyncio.wait_for(scenario(*args), 110))
 
 
 def same(scenario, *args, debug=False):
@@ -142,6 +143,18 @@ def receive_all(peer):
         return b"".join(chunks)
 
     return asyncio.get_running_loop().run_in_executor(None, work)
+
+
+async def clients_in_threads(client, server):
+    """`client(address, seed, failures)` in six threads at once: what they have put into `failures`."""
+    failures = []
+    address = server.sockets[0].getsockname()
+    threads = [threading.Thread(target=client, args=(address, seed, failures)) for seed in range(6)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        await asyncio.sleep(0.01)
+    return failures
 
 
 async def turns(n=3):

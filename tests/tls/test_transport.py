@@ -325,29 +325,34 @@ def test_alpn_sni_and_session(run, contexts, recorder):
     run(scenario())
 
 
-def test_client_certificate(run, contexts, certificates, connect, recorder):
+async def connect_with_certificate(certificates, recorder, server_context, client_context):
+    """A server that asks for a certificate, a client that has one and has said hello, and the server's end."""
+    loop = asyncio.get_running_loop()
+    server_context.verify_mode = ssl.CERT_REQUIRED
+    server_context.load_verify_locations(certificates / "client.pem")
+    client_context.load_cert_chain(certificates / "client.pem", certificates / "client.key")
+    ends = []
+
+    def accept():
+        ends.append(recorder())
+        return ends[-1]
+
+    server = await loop.create_server(accept, "127.0.0.1", 0, ssl=server_context)
+    _, client = await loop.create_connection(
+        recorder, *server.sockets[0].getsockname(), ssl=client_context
+    )
+    client.transport.write(b"hello")
+    await ends[0].until(lambda self: self.data == b"hello")
+    return server, client, ends[0]
+
+
+def test_client_certificate(run, contexts, certificates, recorder):
     async def scenario():
-        loop = asyncio.get_running_loop()
-        server_context, client_context = contexts()
-        server_context.verify_mode = ssl.CERT_REQUIRED
-        server_context.load_verify_locations(certificates / "client.pem")
-        client_context.load_cert_chain(certificates / "client.pem", certificates / "client.key")
-        ends = []
-
-        def accept():
-            ends.append(recorder())
-            return ends[-1]
-
-        server = await loop.create_server(accept, "127.0.0.1", 0, ssl=server_context)
-        _, client = await loop.create_connection(
-            recorder, *server.sockets[0].getsockname(), ssl=client_context
-        )
-        client.transport.write(b"hello")
-        await ends[0].until(lambda self: self.data == b"hello")
-        subject = ends[0].transport.get_extra_info("peercert")["subject"]
+        server, client, end = await connect_with_certificate(certificates, recorder, *contexts())
+        subject = end.transport.get_extra_info("peercert")["subject"]
         assert subject == ((("commonName", "client"),),)
         server.close()
-        await finish(client, ends[0])
+        await finish(client, end)
 
     run(scenario())
 
@@ -357,35 +362,20 @@ def test_post_handshake_authentication(run, contexts, certificates, recorder, da
     """The client's answer to a request that came with no data, or with some, is sent."""
 
     async def scenario():
-        loop = asyncio.get_running_loop()
-        server_context, client_context = contexts(ssl.TLSVersion.TLSv1_3)
-        for context in (server_context, client_context):
+        both = contexts(ssl.TLSVersion.TLSv1_3)
+        for context in both:
             context.post_handshake_auth = True
-        server_context.verify_mode = ssl.CERT_REQUIRED
-        server_context.load_verify_locations(certificates / "client.pem")
-        client_context.load_cert_chain(certificates / "client.pem", certificates / "client.key")
-        ends = []
-
-        def accept():
-            ends.append(recorder())
-            return ends[-1]
-
-        server = await loop.create_server(accept, "127.0.0.1", 0, ssl=server_context)
-        _, client = await loop.create_connection(
-            recorder, *server.sockets[0].getsockname(), ssl=client_context
-        )
-        client.transport.write(b"hello")
-        await ends[0].until(lambda self: self.data == b"hello")
-        ssl_object = ends[0].transport.get_extra_info("ssl_object")
+        server, client, end = await connect_with_certificate(certificates, recorder, *both)
+        ssl_object = end.transport.get_extra_info("ssl_object")
         assert ssl_object.getpeercert() is None
         ssl_object.verify_client_post_handshake()
-        ends[0].transport.write(data_with_request or b"x")
+        end.transport.write(data_with_request or b"x")
         await client.until(lambda self: self.data == (data_with_request or b"x"))
         client.transport.write(b" again")
-        await ends[0].until(lambda self: self.data == b"hello again")
+        await end.until(lambda self: self.data == b"hello again")
         assert ssl_object.getpeercert()["subject"] == ((("commonName", "client"),),)
         server.close()
-        await finish(client, ends[0])
+        await finish(client, end)
 
     run(scenario())
 
