@@ -113,6 +113,11 @@ struct fl_state {
     fl_task *tasks;
     uint64_t task_counter; /* for "Task-N" */
 
+    /* introspect.c: offsets into a task. The last two are 0 if not known. */
+    Py_ssize_t task_name_at; /* its name: the base's field, or ours */
+    Py_ssize_t task_coro_at; /* the base's coroutine */
+    Py_ssize_t task_mark_at; /* the byte that is 1 in tasks */
+
     /* Freed handles, timers and future iterators kept for reuse, linked through
      * a field of theirs. */
     fl_handle *free_handles;

@@ -5,6 +5,7 @@
  */
 #include "task.h"
 
+#include "introspect.h"
 #include "report.h"
 
 static inline fl_task *
@@ -665,7 +666,7 @@ task_start_eagerly(fl_task *t)
     if (t->fut.state == FL_PENDING) {
         return task_register(t);
     }
-    Py_CLEAR(t->coro);
+    fl_task_set_coro(t, NULL);
     return 0;
 }
 
@@ -710,10 +711,10 @@ task_setup(fl_task *t, PyObject *coro, PyObject *name, PyObject *context, int ea
     if (own_name == NULL) {
         return -1;
     }
-    Py_XSETREF(t->name, own_name);
+    Py_XSETREF(*fl_task_name(t), own_name);
     Py_CLEAR(t->fut_waiter);
     Py_CLEAR(t->step_exc);
-    Py_XSETREF(t->coro, Py_NewRef(coro));
+    fl_task_set_coro(t, coro);
     t->log_destroy_pending = true;
     if (eager) {
         int running = loop_is_running(t);
@@ -904,18 +905,18 @@ PyDoc_STRVAR(get_name_doc, "get_name($self, /)\n--\n\nIts name, a str.");
 static PyObject *
 task_get_name(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    fl_task *t = as_task(self);
-    if (t->name == NULL) {
+    PyObject **name = fl_task_name(as_task(self));
+    if (*name == NULL) {
         Py_RETURN_NONE;
     }
-    if (PyLong_CheckExact(t->name)) {
-        PyObject *name = PyUnicode_FromFormat("Task-%S", t->name);
-        if (name == NULL) {
+    if (PyLong_CheckExact(*name)) {
+        PyObject *text = PyUnicode_FromFormat("Task-%S", *name);
+        if (text == NULL) {
             return NULL;
         }
-        Py_SETREF(t->name, name);
+        Py_SETREF(*name, text);
     }
-    return Py_NewRef(t->name);
+    return Py_NewRef(*name);
 }
 
 PyDoc_STRVAR(set_name_doc, "set_name($self, value, /)\n--\n\nName it str(value).");
@@ -927,7 +928,7 @@ task_set_name(PyObject *self, PyObject *value)
     if (name == NULL) {
         return NULL;
     }
-    Py_XSETREF(as_task(self)->name, name);
+    Py_XSETREF(*fl_task_name(as_task(self)), name);
     Py_RETURN_NONE;
 }
 
@@ -1162,5 +1163,5 @@ int
 fl_task_init(PyObject *module, fl_state *st)
 {
     st->TaskType = fl_add_type(module, &task_spec, st->BaseTask, FL_FUTURE_BASE_SIZE);
-    return st->TaskType == NULL ? -1 : add_future_descriptors(st);
+    return st->TaskType == NULL || add_future_descriptors(st) < 0 ? -1 : fl_introspect_init(st);
 }

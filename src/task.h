@@ -7,8 +7,8 @@
 struct fl_task {
     fl_future fut; /* must be first */
     PyObject *fut_waiter; /* owned: what it awaits, or NULL */
-    PyObject *coro;       /* owned */
-    PyObject *name;       /* owned str, or an int N to become "Task-N" */
+    PyObject *coro;       /* owned; fl_task_set_coro() */
+    PyObject *name;       /* owned str, or an int N to become "Task-N"; fl_task_name() */
     PyObject *context;    /* owned contextvars.Context */
     PyObject *step_exc;   /* owned: the scheduled step throws this, or NULL */
     fl_task *prev, *next; /* fl_state.tasks */
