@@ -155,3 +155,45 @@ def test_what_outlasts_the_deadline_is_cancelled(loop):
     with service:
         assert asyncio.run(asyncio.wait_for(client(), 60)) == [b"", b"slept\n", b""]
         assert end_of(service) == (0, [], [3, 2, 1, 1])
+
+
+def test_workers_are_replaced_under_load_without_losing_a_connection():
+    # On fastloop alone, as above.
+    server = subprocess.Popen(
+        command("fastloop", EXAMPLES / "workers.py", "0", "2"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    pids = []  # of who answered
+
+    async def send_until(done, port, name):
+        while not done.is_set():
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            pids.append(int(await reader.readline()))
+            writer.write(b"%d\n" % name)
+            assert await reader.read() == b"%d\n" % name
+            writer.close()
+            await writer.wait_closed()
+
+    async def main():
+        done = asyncio.Event()
+        port = int((await asyncio.to_thread(server.stdout.readline)).split()[-1])
+        async with asyncio.TaskGroup() as group:
+            for name in range(20):
+                group.create_task(send_until(done, port, name))
+            while len(pids) < 200:
+                await asyncio.sleep(0.001)
+            server.send_signal(signal.SIGHUP)
+            assert await asyncio.to_thread(server.stdout.readline) == "replaced\n"
+            before, answered = set(pids), len(pids)
+            while len(pids) < answered + 200:
+                await asyncio.sleep(0.001)
+            done.set()
+        server.send_signal(signal.SIGTERM)
+        return before, set(pids[answered + 20 :])  # 20 may have been on their way
+
+    with server:
+        try:
+            before, after = asyncio.run(asyncio.wait_for(main(), 100))
+            assert (server.communicate(timeout=60), server.returncode) == (("", ""), 0)
+        finally:
+            server.kill()
+    assert len(before | after) <= 4 and len(after) <= 2
