@@ -1,5 +1,5 @@
-"""What the documentation says: Python blocks compile, those marked <!-- run --> run, links lead somewhere, and every
-public name has a docstring. (README.md's commands, Sphinx with -W among them, are run by .ci/readme.)"""
+"""What the documentation says: Python blocks compile, those marked <!-- run --> run, those marked with a file's name
+are in that file, which other tests run, links lead somewhere, and every public name has a docstring. (README.md's commands, Sphinx with -W among them, are run by .ci/readme.)"""
 
 import inspect
 import re
@@ -14,18 +14,20 @@ from fastloop import _core, eager, loop, policy
 
 ROOT = Path(__file__).parent.parent
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"(<!-- run -->\n)?^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"(?:<!-- (\S+) -->\n)?^```(python|json)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 BLOCKS = [
-    pytest.param(run, code, id=f"{path.stem}-{number}")
+    pytest.param(mark, language, code, id=f"{path.stem}-{number}")
     for path in GUIDES
-    for number, (run, code) in enumerate(BLOCK.findall(path.read_text()), 1)
+    for number, (mark, language, code) in enumerate(BLOCK.findall(path.read_text()), 1)
 ]
 
 
-@pytest.mark.parametrize(("run", "code"), BLOCKS)
-def test_code(run, code):
-    compile(code, "a guide's code", "exec")
-    if not run:
+@pytest.mark.parametrize(("mark", "language", "code"), BLOCKS)
+def test_code(mark, language, code):
+    if language == "python":
+        compile(code, "a guide's code", "exec")
+    if mark != "run":
+        assert not mark or code in (ROOT / mark).read_text()
         return
     if "import uvicorn" in code:
         pytest.importorskip("uvicorn")

@@ -70,6 +70,11 @@ def test_cluster(run, cluster, jobs):
     run(main)
 
 
+def test_client_program(cluster, start):
+    address, _ = cluster
+    assert start("dask_client.py", address).finish().endswith("285\n")
+
+
 def test_killed_worker(run, cluster, jobs):
     """What a killed worker had to do is done by the others, and its nanny starts another."""
     address, (_, plain, _) = cluster

@@ -190,29 +190,8 @@ def test_graceful_stop_finishes_what_is_under_way(run, service):
     run(main)
 
 
-SERVER = """
-import asyncio, signal, fastloop, grpc.aio
-
-async def where(request, context):
-    return type(asyncio.get_running_loop()).__module__.encode()
-
-async def main():
-    server = grpc.aio.server()
-    handler = grpc.unary_unary_rpc_method_handler(where)
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test", {"where": handler})])
-    print(f"http://127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}")
-    await server.start()
-    asyncio.get_running_loop().add_signal_handler(
-        signal.SIGTERM, lambda: asyncio.create_task(server.stop(grace=30)))
-    await server.wait_for_termination()
-    print("stopped")
-
-fastloop.run(main())
-"""
-
-
 def test_server_program(run, start):
-    server = start("-c", SERVER)
+    server = start("grpc_server.py")
     port = server.port()
 
     async def main():

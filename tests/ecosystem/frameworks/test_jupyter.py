@@ -72,17 +72,17 @@ def test_ipython(tmp_path):
 
 
 @pytest.fixture
-def kernel(tmp_path, monkeypatch):
-    """A kernel started by `python -m fastloop -m ipykernel_launcher`, as its kernelspec says, and a client of it."""
+def kernel(apps, tmp_path, monkeypatch):
+    """A kernel started as apps/kernel.json says, and a client of it."""
     pytest.importorskip("ipykernel")
     manager_of = pytest.importorskip("jupyter_client.manager")
     kernelspec = pytest.importorskip("jupyter_client.kernelspec")
     for variable in ("JUPYTER_RUNTIME_DIR", "JUPYTER_DATA_DIR", "IPYTHONDIR"):
         monkeypatch.setenv(variable, str(tmp_path / variable))
-    command = [sys.executable, "-m", "fastloop", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     folder = tmp_path / "kernels" / "fastloop"
     folder.mkdir(parents=True)
-    spec = {"argv": command, "display_name": "Python on fastloop", "language": "python"}
+    spec = json.loads((apps / "kernel.json").read_text())
+    spec["argv"][0] = sys.executable
     (folder / "kernel.json").write_text(json.dumps(spec))
     specs = kernelspec.KernelSpecManager(kernel_dirs=[str(folder.parent)])
     manager = manager_of.KernelManager(kernel_name="fastloop", kernel_spec_manager=specs)

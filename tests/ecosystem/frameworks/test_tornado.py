@@ -180,8 +180,9 @@ print("closed")
 """
 
 
-def test_ioloop_start(start, run):
-    server = start("-c", OLD_STYLE)
+@pytest.mark.parametrize("program", [["tornado_server.py"], ["-c", OLD_STYLE]], ids=["run", "ioloop start"])
+def test_server_program(start, run, program):
+    server = start(*program)
     port = server.port()
 
     async def main():
