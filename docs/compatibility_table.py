@@ -41,7 +41,8 @@ def read(paths):
 def cell(line):
     if line is None:
         return ""
-    verdict = f"{line['tests']} tests" if line["passed"] else "**fails**"
+    tests = line["tests"]
+    verdict = "**fails**" if not line["passed"] else f"{tests} test{'s' * (tests > 1)}"
     return f"{line['version']}: {verdict}"
 
 

@@ -87,6 +87,7 @@ class Workers:
         for worker in workers:
             worker.stdin.close()
         for worker in workers:
+            await worker.stdout.read()  # to its end, or the pipe would still be open when we leave
             await worker.wait()
 
 

@@ -3,6 +3,8 @@
 import asyncio
 import signal
 import fastloop
+import tornado.httpserver
+import tornado.netutil
 import tornado.web
 
 
@@ -13,9 +15,10 @@ class Where(tornado.web.RequestHandler):
 
 
 async def main():
-    server = tornado.web.Application([("/", Where)]).listen(0, "127.0.0.1")
-    port = next(iter(server._sockets.values())).getsockname()[1]
-    print(f"http://127.0.0.1:{port}")
+    server = tornado.httpserver.HTTPServer(tornado.web.Application([("/", Where)]))
+    sockets = tornado.netutil.bind_sockets(0, "127.0.0.1")  # 0: any free port
+    server.add_sockets(sockets)
+    print("http://{}:{}".format(*sockets[0].getsockname()))
     stopping = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     await stopping.wait()
