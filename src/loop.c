@@ -672,6 +672,18 @@ static PyMemberDef loop_members[] = {
 
 /* --- life --- */
 
+void
+fl_loop_drop_entry(uintptr_t entry)
+{
+    void *object = (void *)(entry & ~(uintptr_t)FL_READY_TAGS);
+    if ((entry & FL_READY_TAGS) == FL_READY_WATCH) {
+        fl_watch *w = object;
+        w->queued = false;
+        object = w->owner;
+    }
+    Py_DECREF((PyObject *)object);
+}
+
 /* Drop what waits in the queues. Any code can run: everything is emptied first. */
 static void
 loop_drop_queues(fl_loop *loop)
@@ -679,16 +691,7 @@ loop_drop_queues(fl_loop *loop)
     fl_ready q = loop->ready;
     loop->ready = (fl_ready){0};
     while (fl_ready_len(&q) > 0) {
-        uintptr_t entry = fl_ready_pop(&q);
-        void *object = (void *)(entry & ~(uintptr_t)FL_READY_TAGS);
-        if ((entry & FL_READY_TAGS) == FL_READY_WATCH) {
-            fl_watch *w = object;
-            w->queued = false;
-            Py_DECREF(w->owner);
-        }
-        else {
-            Py_DECREF((PyObject *)object);
-        }
+        fl_loop_drop_entry(fl_ready_pop(&q));
     }
     fl_ready_close(&q);
     fl_flush *f = loop->flush_head;

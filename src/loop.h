@@ -96,6 +96,10 @@ int fl_loop_check_closed(fl_loop *loop);
 int fl_loop_push_task(fl_loop *loop, fl_task *task);
 int fl_loop_push_handle(fl_loop *loop, fl_handle *handle);
 
+/* Give up an entry that the ready queue gave. A watcher keeps its events for when it
+ * is queued again. */
+void fl_loop_drop_entry(uintptr_t entry);
+
 /* call_soon from C: `callback(*args)`; context NULL copies the current one. */
 int fl_loop_call_soon(fl_loop *loop, PyObject *callback, PyObject *const *args,
                       Py_ssize_t nargs, PyObject *context);

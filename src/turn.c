@@ -199,27 +199,24 @@ static int
 run_entry(fl_loop *loop, uintptr_t entry)
 {
     void *object = (void *)(entry & ~(uintptr_t)FL_READY_TAGS);
-    int rc;
 
     if (loop->in_empty_context && (entry & FL_READY_TAGS) != FL_READY_HANDLE &&
         fl_empty_context_leave(loop) < 0) {
+        fl_loop_drop_entry(entry);
         return -1;
     }
     if ((entry & FL_READY_TAGS) == FL_READY_TASK) {
-        rc = fl_task_run(loop, object);
+        int rc = fl_task_run(loop, object);
         return release_task(loop, object) < 0 ? -1 : rc;
     }
     if (loop->current_task != NULL && fl_loop_swap_current(loop, NULL) < 0) {
-        rc = -1; /* the entry is dropped unrun below */
+        fl_loop_drop_entry(entry);
+        return -1;
     }
-    else if ((entry & FL_READY_TAGS) == FL_READY_WATCH) {
+    if ((entry & FL_READY_TAGS) == FL_READY_WATCH) {
         return run_watch(object);
     }
-    else {
-        return fl_handle_run_queued(object);
-    }
-    Py_DECREF((PyObject *)object);
-    return rc;
+    return fl_handle_run_queued(object);
 }
 
 /* Log "Executing <handle> took 0.123 seconds", as asyncio does. */

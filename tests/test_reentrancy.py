@@ -3,6 +3,7 @@
 import asyncio
 import contextvars
 import gc
+import socket
 import sys
 
 import pytest
@@ -292,6 +293,49 @@ def test_a_repr_that_fails_in_debug_mode(loop):
         pass
     assert handle.cancelled()
     run(loop)
+
+
+class Unhashable(fastloop.Loop):
+    """Its current task can be set, and while it is broken not be changed."""
+
+    broken = False
+
+    def __hash__(self):
+        if self.broken:
+            raise ZeroDivisionError
+        return 1
+
+
+def test_a_task_after_which_asyncio_cannot_be_told_of_the_next():
+    """The error leaves run_forever(); what comes to a transport in that turn is there in the next."""
+    ours, peer = socket.socketpair()
+    received = []
+
+    class Receiver(asyncio.Protocol):
+        def data_received(self, data):
+            received.append(data)
+
+    async def harmful():
+        loop.broken = sys.version_info < (3, 14)
+        asyncio._set_running_loop(None)
+
+    async def ends():
+        while b"".join(received) != b"onetwo":
+            await asyncio.sleep(0)
+
+    with peer:
+        loop = Unhashable()
+        transport, _ = loop.run_until_complete(loop.create_connection(Receiver, sock=ours))
+        peer.send(b"one")
+        task = loop.create_task(harmful())  # runs before what the poller has to report
+        with pytest.raises((ZeroDivisionError, RuntimeError)):
+            loop.run_forever()
+        loop.broken = False
+        assert task.done()
+        peer.send(b"two")
+        loop.run_until_complete(asyncio.wait_for(ends(), 30))
+        transport.close()
+        loop.close()
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
