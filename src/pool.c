@@ -595,11 +595,13 @@ fl_pool_submit(fl_pool *pool, PyObject *executor, PyObject *future, bool for_loo
                PyObject *func, PyObject *const *args, Py_ssize_t nargs, PyObject *kwargs)
 {
     fl_loop *loop, *caller = NULL;
-    if (pool_check_open(pool) < 0) {
-        return -1;
-    }
     fl_work *work = work_new(pool->st, future, for_loop, func, args, nargs, kwargs);
     if (work == NULL) {
+        return -1;
+    }
+    /* Only now: up to 3.11 to allocate may collect garbage, which may shut the pool down. */
+    if (pool_check_open(pool) < 0) {
+        Py_DECREF(work);
         return -1;
     }
     pool_push(pool, work);

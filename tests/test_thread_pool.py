@@ -405,6 +405,42 @@ def test_an_executor_that_is_dropped_finishes_its_calls_and_ends_its_threads(poo
     assert ran == list(range(5))
 
 
+def test_garbage_that_shuts_the_pool_down_while_a_call_is_submitted():
+    """The call is refused or runs, whichever allocation of submit() has the garbage collected."""
+
+    class Owner:
+        def __init__(self, pool):
+            self.pool, self.cycle = pool, self
+
+        def __del__(self):
+            self.pool.shutdown(wait=False)
+            for thread in self.pool._threads - {threading.current_thread()}:
+                thread.join(0.1)  # not for ever: it can need a lock that submit() holds here
+
+    ran = refused = 0
+    before = gc.get_threshold()
+    for n in range(40):
+        pool = fastloop.ThreadPoolExecutor(1)
+        pool.submit(int).result(30)
+        gc.collect()
+        gc.disable()
+        Owner(pool)
+        gc.set_threshold(gc.get_count()[0] + n)
+        gc.enable()
+        try:
+            future = pool.submit(int)
+        except RuntimeError:
+            refused += 1
+        else:
+            assert future.result(30) == 0
+            ran += 1
+        finally:
+            gc.set_threshold(*before)
+            gc.enable()
+        pool.shutdown()
+    assert ran and refused
+
+
 def test_a_cycle_through_a_pool_is_collected():
     class Owner:
         def __init__(self):
