@@ -3,19 +3,21 @@
 import asyncio
 
 
-async def fetch(name, delay):
-    await asyncio.sleep(delay)
+async def fetch(name, round_trips):
+    for _ in range(round_trips):
+        await asyncio.sleep(0)
     return name
 
 
 async def main():
-    jobs = [fetch("slow", 0.06), fetch("fast", 0.01), fetch("middle", 0.03)]
+    jobs = [fetch("slow", 6), fetch("fast", 1), fetch("middle", 3)]
     for earliest in asyncio.as_completed(jobs):
         print("ready:", await earliest)
 
-    forever = asyncio.create_task(fetch("never", 60))
+    quick, forever = asyncio.create_task(fetch("quick", 0)), asyncio.create_task(asyncio.sleep(60))
+    await quick
     try:
-        for earliest in asyncio.as_completed([fetch("quick", 0), forever], timeout=0.05):
+        for earliest in asyncio.as_completed([quick, forever], timeout=0.05):
             print("ready:", await earliest)
     except TimeoutError:
         print("gave up on the rest")

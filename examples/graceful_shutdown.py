@@ -50,7 +50,7 @@ class Service:
                 await self.queue.join()  # and finish the work that followed from it
         except TimeoutError:
             pass
-        self.cancelled = len(self.clients)
+        self.cancelled = self.accepted - self.answered
         rest = [*self.clients, *self.workers]
         for task in rest:
             task.cancel()
@@ -122,7 +122,7 @@ async def serve(port, grace=10.0):
 
 
 async def show():
-    service = Service(grace=0.5)
+    service = Service(grace=0.1)
     listening = asyncio.get_running_loop().create_future()
     running = asyncio.create_task(service.run(0, listening.set_result))
     port = await listening
@@ -131,7 +131,7 @@ async def show():
     clients = [await asyncio.open_connection("127.0.0.1", port) for _ in requests]
     for request, (_, writer) in zip(requests, clients):
         writer.write(request and request + b"\n")
-    while service.accepted < 4:
+    while service.accepted < 4 or service.recorded < 3:
         await asyncio.sleep(0.001)
     os.kill(os.getpid(), signal.SIGTERM)
     await service.stopping.wait()

@@ -3,9 +3,9 @@
 import asyncio
 
 
-async def step(name, delay, error=None):
+async def step(name, waits, error=None):
     try:
-        await asyncio.sleep(delay)
+        await waits
     except asyncio.CancelledError:
         print(f"  {name}: cancelled")
         raise
@@ -17,14 +17,15 @@ async def step(name, delay, error=None):
 
 async def main():
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(step(name, delay)) for name, delay in [("a", 0.02), ("b", 0.01)]]
+        b = group.create_task(step("b", asyncio.sleep(0.01)))
+        tasks = [group.create_task(step("a", asyncio.wait([b]))), b]
     print("results:", [task.result() for task in tasks])
 
     try:
         async with asyncio.TaskGroup() as group:
-            group.create_task(step("key", 0, KeyError("k")))
-            group.create_task(step("value", 0, ValueError("v")))
-            group.create_task(step("bystander", 60))
+            group.create_task(step("key", asyncio.sleep(0), KeyError("k")))
+            group.create_task(step("value", asyncio.sleep(0), ValueError("v")))
+            group.create_task(step("bystander", asyncio.sleep(60)))
     except* KeyError as errors:
         print("lookups that failed:", errors.exceptions)
     except* ValueError as errors:

@@ -19,9 +19,11 @@ def start(*specs):
 
 
 async def main():
-    tasks = start(("fast", 0), ("slow", 0.05))
+    release = asyncio.Event()
+    tasks = start(("fast", 0)) | {asyncio.create_task(release.wait(), name="slow")}
     done, pending = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     print("first completed:", names(done), "pending:", names(pending))
+    release.set()
     done, pending = await asyncio.wait(tasks)
     print("all completed:", names(done), "pending:", names(pending))
 
