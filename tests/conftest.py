@@ -3,6 +3,7 @@
 import asyncio
 import os
 import pathlib
+import signal
 
 import pytest
 
@@ -13,6 +14,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 # A subprocess of a test starts in the checkout, whose fastloop/ has no compiled core when the
 # package is installed elsewhere. PYTHONPATH still works under a safe path.
 os.environ.setdefault("PYTHONSAFEPATH", "1")
+
+# A shell starts what it runs in the background, as CI's stages are, with SIGINT ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Reasons that a machine, not a Python version, gives for not running a test.
 LACKING = ("needs ", "could not import ")
