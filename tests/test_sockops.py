@@ -14,6 +14,7 @@ import warnings
 import weakref
 
 import pytest
+from stream_helpers import take_number_of
 
 import fastloop
 
@@ -263,18 +264,13 @@ def test_connect_and_accept_unix(loop, tmp_path):
     loop.run_until_complete(main())
 
 
-def unused_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
-
-
 @pytest.mark.parametrize("cls", [socket.socket, Subclass])
 def test_connection_refused(loop, cls):
     async def main():
-        with cls() as sock:
+        with cls() as sock, socket.socket() as holder:
             sock.setblocking(False)
-            address = ("127.0.0.1", unused_port())
+            holder.bind(("127.0.0.1", 0))  # and does not listen: the port is ours, and refuses
+            address = holder.getsockname()
             with pytest.raises(ConnectionRefusedError) as caught:
                 await loop.sock_connect(sock, address)
             assert caught.value.errno == errno.ECONNREFUSED
@@ -585,15 +581,10 @@ def test_fd_number_used_again_at_once(fast):
             a, b = socket.socketpair()
             a.setblocking(False)
             b.setblocking(False)
-            number = a.fileno()
             old = fast.create_task(fast.sock_recv(a, 10))
             sender = fast.create_task(fast.sock_sendall(a, bytes(1_000_000)))
             await until_waiting(old)
-            a.close()
-            c, d = socket.socketpair()
-            if c.fileno() != number:
-                c, d = d, c
-            assert c.fileno() == number
+            c, d = take_number_of(a)
             c.setblocking(False)
             task = fast.create_task(fast.sock_recv(c, 10))
             await until_waiting(task)

@@ -10,6 +10,7 @@ import warnings
 import weakref
 
 import pytest
+from stream_helpers import take_number_of
 
 import fastloop
 
@@ -137,9 +138,10 @@ def test_empty_datagrams(loop):
 
 def test_error_received(loop):
     async def main():
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nobody:
-            nobody.bind(("127.0.0.1", 0))
-            address = nobody.getsockname()
+        nobody = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        nobody.bind(("127.0.0.1", 0))
+        address = nobody.getsockname()
+        nobody.connect(address)  # the port is ours, and what comes from others is refused
         a, got = await endpoint(loop, local_addr=None, remote_addr=address)
         a.sendto(b"x")
         assert await got.until(2) == ("error", ConnectionRefusedError, errno.ECONNREFUSED)
@@ -150,6 +152,7 @@ def test_error_received(loop):
         a.sendto(b"y")
         assert (await got.until(4))[1] is ConnectionRefusedError
         a.close()
+        nobody.close()
         assert not got.calls[-1][0] == "connection_lost"
 
     loop.run_until_complete(main())
@@ -345,17 +348,13 @@ def test_socket_closed_under_the_transport(loop):
         sock.bind(("127.0.0.1", 0))
         sock.setblocking(False)
         a, got = await loop.create_datagram_endpoint(Recorder, sock=sock)
-        number = sock.fileno()
-        sock.close()  # and the loop is not told
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
-            other.bind(("127.0.0.1", 0))
-            assert other.fileno() == number
+        other, peer = take_number_of(sock)  # and the loop is not told
+        with other, peer:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as stranger:
                 stranger.bind(("127.0.0.1", 0))
-                stranger.settimeout(5)
+                stranger.setblocking(False)
                 a.sendto(b"not by the other's fd", stranger.getsockname())
                 assert await got.until(2) == ("error", OSError, errno.EBADF)
-                stranger.setblocking(False)
                 with pytest.raises(BlockingIOError):
                     stranger.recv(100)
             a.abort()

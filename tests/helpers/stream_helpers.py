@@ -5,6 +5,7 @@ on both loops and compares, otherwise it runs on each and checks for itself.
 """
 
 import asyncio
+import os
 import socket
 import struct
 import threading
@@ -18,7 +19,7 @@ LOOPS = {"asyncio": asyncio.SelectorEventLoop, "fastloop": fastloop.new_event_lo
 
 def run_on(loop_name, scenario, *args, debug=False):
     with asyncio.Runner(loop_factory=LOOPS[loop_name], debug=debug) as runner:
-        return runner.run(asyncio.wait_for(scenario(*args), 110))
+        return runner.run(asyncio.wait_for(scenario(*args), 280))
 
 
 def same(scenario, *args, debug=False):
@@ -120,8 +121,18 @@ def socket_pair(kind="tcp"):
             peer = socket.create_connection(listening.getsockname())
             ours, _ = listening.accept()
     ours.setblocking(False)
-    peer.settimeout(10)
+    peer.settimeout(100)
     return ours, peer
+
+
+def take_number_of(sock):
+    """Close the socket; a pair of connected ones, the first of which has its fd number now."""
+    number = sock.fileno()
+    successor, peer = socket.socketpair()
+    os.dup2(successor.fileno(), number, inheritable=False)  # closes what was there
+    sock.detach()
+    successor.close()
+    return socket.socket(fileno=number), peer
 
 
 async def connect(protocol, kind="tcp"):
@@ -149,7 +160,14 @@ async def clients_in_threads(client, server):
     """`client(address, seed, failures)` in six threads at once: what they have put into `failures`."""
     failures = []
     address = server.sockets[0].getsockname()
-    threads = [threading.Thread(target=client, args=(address, seed, failures)) for seed in range(6)]
+
+    def work(seed):
+        try:
+            client(address, seed, failures)
+        except Exception as error:
+            failures.append((seed, error))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(6)]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
