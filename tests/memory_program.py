@@ -255,7 +255,7 @@ def main():
     # asyncio's joins strings by +=, where CPython 3.13 itself uses freed memory when there is none.
     asyncio.format_helpers._format_callback_source.__code__ = name_callback.__code__
     faulthandler.enable()
-    faulthandler.dump_traceback_later(100, exit=True)
+    faulthandler.dump_traceback_later(800, exit=True)
     warnings.simplefilter("ignore")
     first, last, step = map(int, sys.argv[1:4])
     wrong = 0
@@ -267,7 +267,7 @@ def main():
             for length in (1, 20):
                 said = attempt(scenario, number, number + length, 0.02)
                 if said == "it hangs":  # or is slow
-                    said = attempt(scenario, number, number + length, 5)
+                    said = attempt(scenario, number, number + length, 30)
                 if said is not None:
                     wrong += 1
                     print(f"{scenario.__name__}, allocations {number} to {number + length - 1}: {said}", flush=True)

@@ -48,10 +48,13 @@ print("\\n" + json.dumps({"passed": result.passed, "bad": bad, "run": result.tes
 """
 
 
-pytestmark = pytest.mark.skipif(
-    SPEC is None,
-    reason="this interpreter does not carry the test.test_concurrent_futures package",
-)
+pytestmark = [
+    pytest.mark.skipif(
+        SPEC is None,
+        reason="this interpreter does not carry the test.test_concurrent_futures package",
+    ),
+    pytest.mark.timeout(600),
+]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def runs():
 
 @pytest.mark.parametrize("module", MODULES)
 def test_thread_pool_tests_of_cpython(runs, module):
-    output, report = runs[module].communicate(timeout=300)
+    output, report = runs[module].communicate(timeout=500)
     assert runs[module].returncode == 0, report
     outcome = json.loads(output.splitlines()[-1])
     assert outcome["run"] > 0

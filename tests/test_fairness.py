@@ -13,7 +13,7 @@ import pytest
 import fastloop
 
 ROUNDS = 500  # each lets go of the GIL, and needs it again
-LIMIT = 30  # seconds; a round that waits the interpreter's switch interval takes 5 ms
+LIMIT = 120  # seconds; a round that waits the interpreter's switch interval takes 5 ms
 
 
 @pytest.fixture

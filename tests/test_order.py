@@ -80,7 +80,7 @@ def random_program(seed):
                 )
                 trace.append((name, "gathered", [type(d).__name__ for d in done]))
             elif action == 10:
-                await asyncio.wait_for(asyncio.sleep(0, name), 5)
+                await asyncio.wait_for(asyncio.sleep(0, name), 600)
 
         root = [loop.create_task(child(f"t{i}", 0), name=f"t{i}") for i in range(5)]
         tasks.extend(root)

@@ -67,7 +67,7 @@ def test_transports_and_bytes(loop):
         while loop.stats()["transports"]:
             await asyncio.sleep(0)
 
-    loop.run_until_complete(asyncio.wait_for(main(), 60))
+    loop.run_until_complete(asyncio.wait_for(main(), 280))
 
 
 def test_executor(loop):
@@ -99,10 +99,12 @@ def test_slowest_turn(loop):
     assert loop.stats()["slowest_callback"] is None
 
 
-async def slow_coroutine():
+async def slow_coroutine(loop):
+    """Its second step is the slowest so far, on a machine that stands still at times, too; what was the slowest after it."""
     await asyncio.sleep(0)
-    time.sleep(0.15)
+    time.sleep(0.15 + (loop.stats()["slowest_callback"] or (0,))[0])
     await asyncio.sleep(0)  # where it is when the report is made
+    return loop.stats()["slowest_callback"]
 
 
 def test_slow_callbacks_are_named(loop, caplog):
@@ -110,11 +112,9 @@ def test_slow_callbacks_are_named(loop, caplog):
     loop.set_debug(True)
     first = slow_coroutine.__code__.co_firstlineno
     with caplog.at_level(logging.WARNING, "asyncio"):
-        loop.run_until_complete(slow_coroutine())
-    pattern = rf"<Task pending .*coro=<slow_coroutine\(\) running at .*test_stats.py:{first + 3}>.*>"
-    messages = [r.getMessage() for r in caplog.records if "slow_coroutine" in r.getMessage()]
-    assert re.fullmatch(rf"Executing {pattern} took 0\.\d+ seconds", messages[0])
-    seconds, name = loop.stats()["slowest_callback"]
+        seconds, name = loop.run_until_complete(slow_coroutine(loop))
+    pattern = rf"<Task pending .*coro=<slow_coroutine\(\) running at .*test_stats.py:{first + 4}>.*>"
+    assert any(re.fullmatch(rf"Executing {pattern} took \d+\.\d+ seconds", r.getMessage()) for r in caplog.records)
     assert seconds >= 0.15
     assert re.fullmatch(pattern, name)
 
