@@ -113,6 +113,7 @@ fl_loop_flush_later(fl_loop *loop, fl_flush *f)
     Py_INCREF(f->owner);
     if (loop->flush_tail == NULL) {
         loop->flush_head = f;
+        loop->flush_since = fl_clock_ns();
     }
     else {
         loop->flush_tail->next = f;

@@ -37,6 +37,10 @@ struct fl_loop {
 
     /* end-of-turn flush */
     fl_flush *flush_head, *flush_tail;
+    int64_t flush_since; /* when the first of them began to wait, in nanoseconds */
+    unsigned writers;    /* stream transports that were written to in this turn */
+    unsigned slow_turns; /* in a row, in which several were, slowly */
+    bool gathers;        /* what they write waits for the end of the turn */
 
     bool open;          /* the poller and the queues exist */
     bool closed;

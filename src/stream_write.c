@@ -4,7 +4,8 @@
  * thread has sent its bytes. A transport that is written to twice in one turn of
  * the loop is taken for one that writes in pieces (a head, then a body): from then
  * on its writes wait for the end of the turn and go out in one sendmsg(), until
- * several turns in a row brought a single write.
+ * several turns in a row brought a single write. All writes wait while the loop
+ * answers many peers slowly (turn.c, learn_to_gather).
  *
  * What waits is in fl_stream.out: because the turn has not ended, or, with
  * `blocked`, because the kernel would take no more (EAGAIN) and the poller will
@@ -394,18 +395,18 @@ fl_stream_on_flush(fl_flush *f)
     loop = Py_NewRef(t->loop);
     context = Py_NewRef(t->context);
     if (PyContext_Enter(context) < 0) {
-        status = fl_stream_fatal(t, "Fatal write error on socket transport");
+        /* A callback of the protocol, which is in this context, turns the loop itself. */
+        PyErr_Clear();
+        Py_CLEAR(context);
     }
-    else {
-        status = fl_stream_write_ready(t);
-        if (status < 0) {
-            status = fl_stream_report(t, loop, "Exception in writing to a transport");
-        }
-        if (PyContext_Exit(context) < 0) {
-            status = -1;
-        }
+    status = fl_stream_write_ready(t);
+    if (status < 0) {
+        status = fl_stream_report(t, loop, "Exception in writing to a transport");
     }
-    Py_DECREF(context);
+    if (context != NULL && PyContext_Exit(context) < 0) {
+        status = -1;
+    }
+    Py_XDECREF(context);
     Py_DECREF(loop);
     return status;
 }
@@ -418,8 +419,8 @@ note_write(fl_stream *t)
 {
     fl_loop *loop = t->loop;
 
-    if (loop->thread_id == 0) {
-        return false; /* the loop does not run: its turn may never end */
+    if (!loop->turning || loop->thread_id != PyThread_get_thread_ident()) {
+        return false; /* the loop does not run, or sleeps: its turn may never end */
     }
     if (t->write_turn == loop->turns) {
         t->pieces = SINGLE_TURNS;
@@ -431,8 +432,9 @@ note_write(fl_stream *t)
         }
         t->writes_again = false;
         t->write_turn = loop->turns;
+        loop->writers++;
     }
-    return t->pieces > 0;
+    return t->pieces > 0 || loop->gathers;
 }
 
 /* Something was appended to t->out: send it, now or later. */

@@ -20,6 +20,15 @@ enum { FL_POLL_EVERY_WITH_FDS = 20000, FL_POLL_EVERY_WITHOUT = 100000 };
  * once a turn, as asyncio does, for as long as the second number says. */
 enum { FL_POLL_LATE = 20000, FL_SHARE_GIL = 20000000 };
 
+/* Writes that are gathered wait for the end of the turn, but no longer than this (in
+ * nanoseconds): so the peers have something to do during a long turn. */
+static const int64_t FL_FLUSH_WITHIN = 500000;
+
+/* Peers that are sent something more rarely than this (in nanoseconds) have gone to
+ * sleep in between; that many turns in a row tell slow handlers from a processor that
+ * was taken away for a moment. */
+enum { FL_PEER_SLEEPS = 25000, FL_SLOW_TURNS = 4 };
+
 /* selectors and asyncio wait no longer than this either (24 h, in nanoseconds):
  * a longer timeout overflows some pollers. */
 static const int64_t FL_POLL_LONGEST = 24LL * 3600 * 1000000000;
@@ -29,8 +38,8 @@ static int
 poll_timeout(fl_loop *loop, int64_t *timeout)
 {
     *timeout = 0;
-    if (fl_ready_len(&loop->ready) > 0 || loop->stopping) {
-        return 0;
+    if (fl_ready_len(&loop->ready) > 0 || loop->flush_head != NULL || loop->stopping) {
+        return 0; /* a finalizer may have written something since the last flush */
     }
     if (fl_timers_len(&loop->timers) == 0) {
         *timeout = -1;
@@ -275,20 +284,6 @@ run_entry_debug(fl_loop *loop, uintptr_t entry)
 }
 
 static int
-run_ready(fl_loop *loop)
-{
-    size_t n = fl_ready_len(&loop->ready);
-    int rc = 0;
-    /* fewer than n are left if a callback turned the loop itself */
-    for (; n > 0 && rc == 0 && fl_ready_len(&loop->ready) > 0; n--) {
-        uintptr_t entry = fl_ready_pop(&loop->ready);
-        loop->steps++;
-        rc = loop->debug ? run_entry_debug(loop, entry) : run_entry(loop, entry);
-    }
-    return fl_empty_context_leave(loop) < 0 ? -1 : rc;
-}
-
-static int
 flush_writes(fl_loop *loop)
 {
     int rc = 0;
@@ -324,6 +319,51 @@ turn_in_callback(fl_loop *loop)
     return rc;
 }
 
+/* Has what waits for the end of the turn waited long enough? */
+static bool
+flush_is_due(const fl_loop *loop)
+{
+    return loop->flush_head != NULL && fl_clock_ns() - loop->flush_since >= FL_FLUSH_WITHIN;
+}
+
+static int
+run_ready(fl_loop *loop)
+{
+    size_t n = fl_ready_len(&loop->ready);
+    int rc = 0;
+    /* fewer than n are left if a callback turned the loop itself */
+    for (; n > 0 && rc == 0 && fl_ready_len(&loop->ready) > 0; n--) {
+        uintptr_t entry = fl_ready_pop(&loop->ready);
+        loop->steps++;
+        rc = loop->debug ? run_entry_debug(loop, entry) : run_entry(loop, entry);
+        if (rc == 0 && flush_is_due(loop)) {
+            rc = fl_empty_context_leave(loop) < 0 ? -1 : flush_writes(loop);
+        }
+    }
+    return fl_empty_context_leave(loop) < 0 ? -1 : rc;
+}
+
+/* Sending to a peer that sleeps wakes it, which costs more than the rest of the system
+ * call: as much as a whole small HTTP request. If turn after turn writes to several
+ * transports, and takes so long from one to the next that whoever is at their other
+ * ends has time to fall asleep again, what comes next is sent at the turn's end, one
+ * after the other. Where nobody sleeps, sending at once is cheaper. */
+static void
+learn_to_gather(fl_loop *loop)
+{
+    if (loop->writers == 0) {
+        return;
+    }
+    if (loop->writers > 1 && fl_clock_ns() - loop->now_ns > (int64_t)loop->writers * FL_PEER_SLEEPS) {
+        loop->slow_turns += loop->slow_turns < FL_SLOW_TURNS;
+    }
+    else {
+        loop->slow_turns = 0;
+    }
+    loop->gathers = loop->slow_turns == FL_SLOW_TURNS;
+    loop->writers = 0;
+}
+
 int
 fl_loop_turn(fl_loop *loop)
 {
@@ -350,8 +390,9 @@ fl_loop_turn(fl_loop *loop)
     if (fl_timers_len(&loop->timers) > 0 && queue_due_timers(loop) < 0) {
         return -1;
     }
-    if (run_ready(loop) == 0) {
-        return flush_writes(loop);
+    if (run_ready(loop) == 0 && flush_writes(loop) == 0) {
+        learn_to_gather(loop);
+        return 0;
     }
     /* An exception leaves run_forever(): what was written is sent all the same. */
     PyObject *type, *value, *tb;
