@@ -27,6 +27,7 @@ class Settings:
     cache: str  # redis://host:port/number
     host: str = "127.0.0.1"
     port: int = 8080  # 0: any free one
+    patience: float = 1.0  # seconds for the cache to answer
     grace: float = 10.0  # seconds from the signal until what still runs is given up
     workers: int = 8
     processes: int = os.cpu_count() or 1
@@ -43,7 +44,7 @@ class Service:
         self.database = await asyncpg.create_pool(settings.database, min_size=2, max_size=10)
         # One quick try: a cache that is down must not hold up a request.
         retry = Retry(NoBackoff(), 0)
-        self.cache = redis.asyncio.from_url(settings.cache, socket_timeout=1, retry=retry)
+        self.cache = redis.asyncio.from_url(settings.cache, socket_timeout=settings.patience, retry=retry)
         self.processes = Processes(settings.processes)
         self.jobs = Jobs(self.database, self.cache, self.processes)
         await self.jobs.start(settings.workers)

@@ -94,7 +94,7 @@ def check_loop(loop_name):
 def run(loop_factory, check_loop):
     """Run one coroutine function to its end, as asyncio.run does, and fail on anything the loop complains about."""
 
-    def run(main, *args, timeout=60):
+    def run(main, *args, timeout=280):
         complaints = []
 
         async def checked():
@@ -158,14 +158,14 @@ class Program:
     def expect(self, pattern, times=1):
         """Wait until `pattern` has been printed `times` times; the matches."""
         with self.news:
-            self.news.wait_for(lambda: self.ended or len(re.findall(pattern, self.output)) >= times, timeout=60)
+            self.news.wait_for(lambda: self.ended or len(re.findall(pattern, self.output)) >= times, timeout=250)
             matches = list(re.finditer(pattern, self.output))
         assert len(matches) >= times, f"waited for {pattern!r}, got:\n{self.output}"
         return matches
 
     def port(self, pattern=r"https?://127\.0\.0\.1:(\d+)"):
         """The port that the program says it listens on, once it does: some print it before."""
-        port, deadline = int(self.expect(pattern)[0][1]), time.monotonic() + 60
+        port, deadline = int(self.expect(pattern)[0][1]), time.monotonic() + 250
         while True:
             try:
                 socket.create_connection(("127.0.0.1", port)).close()
@@ -180,8 +180,8 @@ class Program:
         return self.finish(status)
 
     def finish(self, status=0):
-        assert self.process.wait(60) == status, self.output
-        self.reader.join(60)  # ends when no child of the program is left
+        assert self.process.wait(250) == status, self.output
+        self.reader.join(250)  # ends when no child of the program is left
         assert not self.reader.is_alive(), f"a child outlived the program:\n{self.output}"
         assert "Traceback (most" not in self.output, self.output
         return self.output

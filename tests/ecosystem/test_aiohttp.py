@@ -143,7 +143,7 @@ def test_httpx_client(run, application, check_loop):
 
     async def main():
         async with served(application) as base:
-            async with httpx.AsyncClient(base_url=base, limits=httpx.Limits(max_connections=50)) as client:
+            async with httpx.AsyncClient(base_url=base, timeout=250, limits=httpx.Limits(max_connections=50)) as client:
                 bodies = await asyncio.gather(*(fetch(client, n) for n in range(200)))
                 assert all(body == page(n) for n, body in enumerate(bodies))
                 async with client.stream("GET", "/stream/50") as response:

@@ -24,7 +24,7 @@ def run(loop_factory, check_loop):
     def run(main):
         async def checked():
             check_loop()
-            with anyio.fail_after(60):
+            with anyio.fail_after(280):
                 return await main()
 
         return anyio.run(checked, backend="asyncio", backend_options={"loop_factory": loop_factory})

@@ -180,7 +180,7 @@ def test_server_and_httpx_client_in_one_loop(run, check_loop, asgi_app):
         while not server.started:
             await asyncio.sleep(0.005)
         port = server.servers[0].sockets[0].getsockname()[1]
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=250) as client:
             responses = await asyncio.gather(*(client.get(f"/page/{number}") for number in range(100)))
         assert [response.content for response in responses] == [asgi_app.page(n) for n in range(100)]
         server.should_exit = True

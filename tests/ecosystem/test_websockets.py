@@ -10,6 +10,13 @@ server_of = pytest.importorskip("websockets.asyncio.server")
 pytestmark = pytest.mark.ecosystem("websockets")
 
 
+PATIENCE = {"open_timeout": 250, "close_timeout": 250, "ping_timeout": 250}  # seconds, on a machine that stands still at times
+
+
+def connect(uri, **kwargs):
+    return websockets.connect(uri, **PATIENCE, **kwargs)
+
+
 def address(server, path=""):
     return f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}/{path}"
 
@@ -23,12 +30,12 @@ def serve(check_loop):
         async for message in connection:
             await connection.send(message)
 
-    return lambda handler=echo, **kwargs: server_of.serve(handler, "127.0.0.1", 0, **kwargs)
+    return lambda handler=echo, **kwargs: server_of.serve(handler, "127.0.0.1", 0, **PATIENCE, **kwargs)
 
 
 def test_many_clients_many_messages(run, serve):
     async def talk(uri, number):
-        async with websockets.connect(uri) as connection:
+        async with connect(uri) as connection:
             for n in range(20):
                 await connection.send(f"{number}-{n}")
                 assert await connection.recv() == f"{number}-{n}"
@@ -46,7 +53,7 @@ def test_large_and_fragmented_messages(run, serve):
 
     async def main():
         async with serve(max_size=None) as server:
-            async with websockets.connect(address(server), max_size=None) as connection:
+            async with connect(address(server), max_size=None) as connection:
                 sending = asyncio.create_task(connection.send(large))
                 assert await connection.recv() == large
                 await sending
@@ -58,7 +65,7 @@ def test_large_and_fragmented_messages(run, serve):
 
 def test_ping_is_answered(run, serve):
     async def main():
-        async with serve() as server, websockets.connect(address(server)) as connection:
+        async with serve() as server, connect(address(server)) as connection:
             latency = await (await connection.ping())
             assert latency > 0
 
@@ -74,7 +81,7 @@ def test_broadcast_reaches_everyone_in_order(run, serve):
             await connection.wait_closed()
 
         async def listen(uri):
-            async with websockets.connect(uri) as connection:
+            async with connect(uri) as connection:
                 return [await connection.recv() for _ in range(10)]
 
         async with serve(hold) as server:
@@ -91,7 +98,7 @@ def test_broadcast_reaches_everyone_in_order(run, serve):
 def test_closing_the_server_tells_the_clients(run, serve):
     async def main():
         async with serve() as server:
-            clients = [await websockets.connect(address(server)) for _ in range(10)]
+            clients = [await connect(address(server)) for _ in range(10)]
             server.close()
             await server.wait_closed()
             for client in clients:
@@ -118,8 +125,8 @@ def test_client_that_vanishes(run, serve):
                 ended.set_result(exc)
 
         async with serve(handler) as server:
-            async with websockets.connect(address(server)) as steady:
-                gone = await websockets.connect(address(server))
+            async with connect(address(server)) as steady:
+                gone = await connect(address(server))
                 await gone.send("vanish")
                 await gone.recv()
                 gone.transport.abort()

@@ -4,11 +4,11 @@ import asyncio
 import sys
 
 from aiohttp import web
-from asgi_app import page, where
+import asgi_app
 
 
 async def get_page(request):
-    return web.Response(body=page(int(request.match_info["number"])))
+    return web.Response(body=asgi_app.page(int(request.match_info["number"])))
 
 
 async def echo(request):
@@ -16,7 +16,7 @@ async def echo(request):
 
 
 async def get_where(request):
-    return web.Response(text=where())
+    return web.Response(text=asgi_app.where())
 
 
 async def slow(request):
@@ -29,7 +29,7 @@ async def slow(request):
 
 
 async def say_shut_down(app):
-    print("shut down", flush=True)
+    asgi_app.say_shut_down()
 
 
 async def make_app():

@@ -45,7 +45,7 @@ def test_cluster(run, cluster, jobs):
 
     async def main():
         async with distributed.Client(address, asynchronous=True) as client:
-            await client.wait_for_workers(2, timeout=60)
+            await client.wait_for_workers(2, timeout=250)
             assert await client.run_on_scheduler(jobs.loop_of) == "fastloop.loop"
             assert list((await client.run(jobs.loop_of)).values()) == ["fastloop.loop"] * 2
             assert list((await client.run(jobs.running_loop)).values()) == ["fastloop.loop"] * 2
@@ -81,7 +81,7 @@ def test_killed_worker(run, cluster, jobs):
 
     async def main():
         async with distributed.Client(address, asynchronous=True) as client:
-            await client.wait_for_workers(2, timeout=60)
+            await client.wait_for_workers(2, timeout=250)
             pids = await client.run(os.getpid)
             (victim,) = set(pids.values()) - {plain.process.pid}
             squares = client.map(jobs.slowly, range(100))

@@ -162,9 +162,12 @@ def test_deadline_and_cancellation_reach_the_server(run, service):
     async def main():
         async with served(service) as (_, channel):
             hang = channel.unary_unary("/test/hang")
-            with pytest.raises(aio.AioRpcError) as caught:
-                await hang(b"", timeout=0.2)
-            assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            patience = 0.2
+            while not service.hanging.is_set():  # a slow machine may not have come to the handler by then
+                with pytest.raises(aio.AioRpcError) as caught:
+                    await hang(b"", timeout=patience)
+                assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+                patience *= 2
             await service.cancelled.wait()
 
             service.hanging.clear()

@@ -19,7 +19,7 @@ async def served(app):
     """Serve an ASGI application on a free port; gives HOST:PORT."""
     stop = asyncio.Event()
     with socket.create_server(("127.0.0.1", 0)) as sock:
-        config = hypercorn.Config.from_mapping(bind=[f"fd://{sock.fileno()}"], errorlog=None, accesslog=None)
+        config = hypercorn.Config.from_mapping(bind=[f"fd://{sock.fileno()}"], errorlog=None, accesslog=None, keep_alive_timeout=250)
         serving = asyncio.create_task(hypercorn_asyncio.serve(app, config, shutdown_trigger=stop.wait))
         yield "{}:{}".format(*sock.getsockname())
         stop.set()
@@ -47,7 +47,7 @@ def test_httpx(run, check_loop, asgi_app, http2):
 
     async def main():
         async with served(app) as address:
-            client = httpx.AsyncClient(http1=not http2, http2=http2, base_url=f"http://{address}", timeout=60)
+            client = httpx.AsyncClient(http1=not http2, http2=http2, base_url=f"http://{address}", timeout=250)
             async with client:
                 await get(client, 0)
                 await asyncio.gather(*(call(client, n) for n in range(60) for call in (get, echo)))
@@ -67,7 +67,7 @@ def test_websockets(run, check_loop):
                 await send({"type": "websocket.send", "text": message["text"][::-1]})
 
     async def talk(address, number):
-        async with websockets.connect(f"ws://{address}/") as connection:
+        async with websockets.connect(f"ws://{address}/", open_timeout=250) as connection:
             for n in range(20):
                 await connection.send(f"{number}-{n}")
                 assert await connection.recv() == f"{number}-{n}"[::-1]

@@ -66,7 +66,7 @@ def test_ipython(tmp_path):
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=250,
     )
     assert (done.returncode, done.stdout) == (0, "fastloop.loop\n"), done.stderr
 
@@ -90,7 +90,7 @@ def kernel(apps, tmp_path, monkeypatch):
     client = manager.client()
     client.start_channels()
     try:
-        client.wait_for_ready(timeout=60)
+        client.wait_for_ready(timeout=250)
         yield client
     finally:
         client.stop_channels()
@@ -108,7 +108,7 @@ def run_cell(client, code):
             printed.append(content["text"])
         assert message["msg_type"] != "error", "\n".join(content["traceback"])
 
-    client.execute_interactive(code, output_hook=hear, timeout=60)
+    client.execute_interactive(code, output_hook=hear, timeout=250)
     return "".join(printed)
 
 

@@ -21,6 +21,8 @@ import tornado.websocket  # noqa: E402
 
 pytestmark = pytest.mark.ecosystem("tornado")
 
+PATIENCE = {"connect_timeout": 250, "request_timeout": 250}  # seconds, the queue included
+
 
 def page(number):
     return hashlib.sha256(str(number).encode()).digest() * (1 + number * 3 % 3200)
@@ -69,7 +71,7 @@ def application(check_loop):
 def test_http(run, application):
     async def main():
         with listening(tornado.httpserver.HTTPServer(application)) as port:
-            client = tornado.httpclient.AsyncHTTPClient(force_instance=True, max_clients=50)
+            client = tornado.httpclient.AsyncHTTPClient(force_instance=True, max_clients=50, defaults=PATIENCE)
             base = f"http://127.0.0.1:{port}"
 
             async def get(number):
@@ -186,7 +188,7 @@ def test_server_program(start, run, program):
     port = server.port()
 
     async def main():
-        client = tornado.httpclient.AsyncHTTPClient(force_instance=True)
+        client = tornado.httpclient.AsyncHTTPClient(force_instance=True, defaults=PATIENCE)
         assert (await client.fetch(f"http://127.0.0.1:{port}")).body == b"fastloop.loop"
         client.close()
 

@@ -45,7 +45,7 @@ def test_uvicorn_workers(start, pids):
     arguments = "-m uvicorn asgi_app:plain --loop fastloop:new_event_loop --port 0 --workers 2 --no-access-log"
     # The supervisor holds both ends of the pipe it pings a worker by: one killed before it answers is missed only after
     # this many seconds, less than expect() waits, and more than a slow machine takes to start a worker.
-    server = start(*arguments.split(), "--timeout-worker-healthcheck", "30")
+    server = start(*arguments.split(), "--timeout-worker-healthcheck", "60")
     port = server.port()
     workers = pids(port, 2)
     assert server.process.pid not in workers

@@ -35,6 +35,12 @@ def pytest_asyncio_loop_factories(config, item):
     return {"fastloop": fastloop.new_event_loop}
 
 
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if HERE in item.path.parents:  # the first test of a server waits for its start, some start it again
+            item.add_marker(pytest.mark.timeout(900))
+
+
 def program(name, package):
     """The path of a server's program; Debian keeps some of them off the ordinary PATH."""
     places = [*glob.glob("/usr/lib/postgresql/*/bin"), "/usr/lib/rabbitmq/bin", "/usr/sbin", "/usr/local/sbin"]

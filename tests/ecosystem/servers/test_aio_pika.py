@@ -14,7 +14,7 @@ pytestmark = pytest.mark.ecosystem("aio-pika")
 
 @pytest.fixture
 def connect(rabbitmq):
-    return lambda: aio_pika.connect(rabbitmq.url, timeout=60)
+    return lambda: aio_pika.connect(rabbitmq.url, timeout=200)
 
 
 def test_each_confirmed_message_is_handled_once(run, check_loop, connect):
@@ -88,12 +88,12 @@ def test_large_bodies_and_redelivery(run, connect):
             queue = await channel.declare_queue(exclusive=True)
             for body in bodies:
                 await channel.default_exchange.publish(aio_pika.Message(body), routing_key=queue.name)
-            first = [await queue.get(timeout=30) for _ in bodies]
+            first = [await queue.get(timeout=200) for _ in bodies]
             assert [message.body for message in first] == bodies
             assert not any(message.redelivered for message in first)
             for message in reversed(first):
                 await message.reject(requeue=True)
-            again = [await queue.get(timeout=30) for _ in bodies]
+            again = [await queue.get(timeout=200) for _ in bodies]
             assert {hashlib.sha256(message.body).digest() for message in again} == {
                 hashlib.sha256(body).digest() for body in bodies
             }
@@ -101,7 +101,7 @@ def test_large_bodies_and_redelivery(run, connect):
             for message in again:
                 await message.ack()
             with pytest.raises(exceptions.QueueEmpty):
-                await queue.get(timeout=30)
+                await queue.get(timeout=200)
 
     run(main)
 
@@ -152,7 +152,7 @@ def test_what_the_broker_refuses_and_what_is_cancelled(run, connect):
 @pytest.mark.parametrize("loop_name", ["fastloop"], indirect=True)  # the broker takes long to start
 def test_a_robust_connection_outlives_the_broker(run, rabbitmq):
     async def main():
-        connection = await aio_pika.connect_robust(rabbitmq.url, timeout=60, reconnect_interval=0.1)
+        connection = await aio_pika.connect_robust(rabbitmq.url, timeout=200, reconnect_interval=0.1)
         async with connection:
             lost, back = asyncio.Event(), asyncio.Event()
             connection.close_callbacks.add(lambda *_: lost.set())

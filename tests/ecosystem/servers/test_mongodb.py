@@ -156,4 +156,4 @@ def test_a_server_that_goes_and_comes_back(with_client, mongo_server):
         await things.insert_one({"_id": 21})
 
     with mongo_server.killable():
-        with_client(test, retryReads=False, serverSelectionTimeoutMS=10_000)
+        with_client(test, retryReads=False, serverSelectionTimeoutMS=60_000)

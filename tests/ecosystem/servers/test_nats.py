@@ -12,14 +12,14 @@ pytestmark = pytest.mark.ecosystem("nats-py")
 
 @pytest.fixture
 def connect(nats_server):
-    return lambda **options: nats.connect(nats_server.url, **options)
+    return lambda **options: nats.connect(nats_server.url, connect_timeout=60, **options)
 
 
 def test_every_subscriber_gets_every_message_in_order(run, check_loop, connect):
     wanted = [str(number).encode() for number in range(1000)]
 
     async def listen(subscription):
-        return [(await subscription.next_msg(timeout=30)).data for _ in wanted]
+        return [(await subscription.next_msg(timeout=200)).data for _ in wanted]
 
     async def by_callback(client, done):
         heard = []
@@ -38,7 +38,7 @@ def test_every_subscriber_gets_every_message_in_order(run, check_loop, connect):
         await by_callback(listener, done)
         subscriptions = [await listener.subscribe("news.*") for _ in range(10)]
         subscribers = [asyncio.create_task(listen(each)) for each in subscriptions]
-        await listener.flush(timeout=30)
+        await listener.flush(timeout=200)
         for data in wanted:
             await sender.publish("news.today", data)
         assert await asyncio.gather(*subscribers) == [wanted] * 10
@@ -63,11 +63,11 @@ def test_a_queue_group_gives_each_message_to_one_member(run, connect):
 
         for client in members:
             await client.subscribe("jobs", queue="workers", cb=hear)
-            await client.flush(timeout=30)
+            await client.flush(timeout=200)
         sender = await connect()
         for number in range(1000):
             await sender.publish("jobs", str(number).encode())
-        await sender.flush(timeout=30)
+        await sender.flush(timeout=200)
         await done.wait()
         for client in [sender, *members]:
             await client.drain()  # what is under way is still delivered: nothing may come twice
@@ -84,11 +84,11 @@ def test_many_requests_at_once(run, connect):
             await message.respond(message.data * 2)
 
         await server.subscribe("double", cb=double)
-        await server.flush(timeout=30)
+        await server.flush(timeout=200)
 
         async def ask(number):
             data = random.Random(number).randbytes(number * 100)
-            return (await client.request("double", data, timeout=30)).data == data * 2
+            return (await client.request("double", data, timeout=200)).data == data * 2
 
         assert all(await asyncio.gather(*(ask(number) for number in range(1000))))
         await client.close()
@@ -102,16 +102,16 @@ def test_cancelled_and_late_requests(run, connect):
         client = await connect()
         await client.subscribe("silent")
         with pytest.raises(errors.NoRespondersError):
-            await client.request("nobody", b"", timeout=30)
+            await client.request("nobody", b"", timeout=200)
         with pytest.raises(errors.TimeoutError):
             await client.request("silent", b"", timeout=0.05)
         waiting = [asyncio.create_task(client.request("silent", b"", timeout=3600)) for _ in range(20)]
-        await client.flush(timeout=30)
+        await client.flush(timeout=200)
         for task in waiting:
             task.cancel()
         results = await asyncio.gather(*waiting, return_exceptions=True)
         assert [type(result) for result in results] == [asyncio.CancelledError] * 20
-        assert await client.flush(timeout=30) is None
+        assert await client.flush(timeout=200) is None
         await client.close()
 
     run(main)
@@ -139,14 +139,14 @@ def test_subscriptions_outlive_the_server(run, nats_server, connect):
         )
         subscription = await client.subscribe("news")
         await client.publish("news", b"before")
-        assert (await subscription.next_msg(timeout=30)).data == b"before"
+        assert (await subscription.next_msg(timeout=200)).data == b"before"
         await asyncio.to_thread(nats_server.kill)
         await disconnected.wait()
         await asyncio.to_thread(nats_server.start)
         await reconnected.wait()
         for number in range(100):
             await client.publish("news", str(number).encode())
-        assert [int((await subscription.next_msg(timeout=30)).data) for _ in range(100)] == [*range(100)]
+        assert [int((await subscription.next_msg(timeout=200)).data) for _ in range(100)] == [*range(100)]
         await client.close()
 
     with nats_server.killable():

@@ -17,7 +17,7 @@ def client(redis_server):
     """Redis.from_url with an empty database."""
 
     async def client(**options):
-        client = redis_asyncio.from_url(redis_server.url, **{"socket_timeout": 30, **options})
+        client = redis_asyncio.from_url(redis_server.url, **{"socket_timeout": 100, **options})
         await client.flushdb()
         return client
 
@@ -188,7 +188,7 @@ def test_stream_with_a_consumer_group(run, client):
                     seen.append(int(fields[b"n"]))
 
     async def main():
-        async with await client(protocol=2, socket_timeout=60) as redis:
+        async with await client(protocol=2, socket_timeout=100) as redis:
             await redis.xgroup_create("events", "group", mkstream=True)
             consumers = [asyncio.create_task(consume(redis, f"consumer-{n}")) for n in range(4)]
             for number in range(500):

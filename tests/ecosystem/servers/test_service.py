@@ -38,7 +38,7 @@ async def settings(postgres, redis_server):
         await cache.flushall()
     password = postgres.login["password"].replace(" ", "%20")
     database = f"postgresql://tester:{password}@127.0.0.1:{postgres.port}/service"
-    return {"database": database, "cache": redis_server.url, "port": 0, "processes": 2}
+    return {"database": database, "cache": redis_server.url, "patience": 60, "port": 0, "processes": 2}
 
 
 @pytest.fixture
@@ -88,10 +88,9 @@ class Process:
         self.url = f"http://127.0.0.1:{int(line.split()[-1])}"
 
     async def end(self):
-        """Exit code, stderr, and the numbers of the summary. On a loaded machine the cache may be too slow at times."""
-        stdout, stderr = await asyncio.wait_for(self.process.communicate(), 60)
-        complaints = re.sub("no cache: Timeout .*\n", "", stderr.decode())
-        return self.process.returncode, complaints, [int(number) for number in re.findall(rb"\d+", stdout)]
+        """Exit code, stderr, and the numbers of the summary."""
+        stdout, stderr = await asyncio.wait_for(self.process.communicate(), 250)
+        return self.process.returncode, stderr.decode(), [int(number) for number in re.findall(rb"\d+", stdout)]
 
 
 @pytest.fixture
@@ -116,7 +115,7 @@ async def process(settings):
 
 async def finished(session, number):
     """The job once it has its result."""
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(250):
         while True:
             async with session.get(f"/jobs/{number}") as response:
                 assert response.status == 200
@@ -140,8 +139,10 @@ async def test_jobs_are_done_and_cached(client, jobs_table):
 
     done = await asyncio.gather(*(one(upto) for upto in [*PRIMES] * 25))
     assert await jobs_table() == sorted(done)
-    async with client.get("/health") as response:
-        before = await response.json()
+    before = {"done": 0}
+    while before["done"] < 100:  # counted a moment after it is in the database
+        async with client.get("/health") as response:
+            before = await response.json()
     assert before["done"] == 100 and before["waiting"] == 0
     await asyncio.gather(*(finished(client, number) for number, _, _ in done))
     async with client.get("/health") as response:
@@ -203,7 +204,7 @@ async def test_jobs_left_by_a_crash_are_done_at_the_next_start(process, jobs_tab
     ids=["SIGTERM", "SIGTERM to the process group", "SIGINT to the process group"],
 )
 async def test_no_accepted_request_is_lost_under_load(process, jobs_table, number, whole_group):
-    service = await process(grace=60)
+    service = await process(grace=200)
     acknowledged, unanswered, enough = {}, 0, asyncio.Event()
 
     async def send_until_refused(session, upto):
@@ -245,5 +246,5 @@ async def test_what_outlasts_the_deadline_is_left_for_the_next_start(process, jo
     assert (code, accepted) == (0, answered)
     rows = await jobs_table()
     assert [number for number, _, _ in rows] == [quick, *numbers]
-    assert [result for _, _, result in rows].count(None) == 51 - done > 0
+    assert 0 < [result for _, _, result in rows].count(None) <= 51 - done  # a result may be there and not counted yet
     assert "Traceback" not in stderr
