@@ -33,7 +33,7 @@ def test_code(mark, language, code):
         pytest.importorskip("uvicorn")
     if "import anyio" in code:
         pytest.importorskip("anyio")
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250)
     assert (done.returncode, done.stderr) == (0, "")
 
 

@@ -17,7 +17,7 @@ def test_imported_first_it_leaves_asyncio_its_c_classes():
         "with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:\n"
         "    print(runner.run(main()))\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250, check=True)
     kind = "builtin_function_or_method" if sys.version_info >= (3, 12) else "function"
     assert done.stdout == f"_asyncio _asyncio {kind}\nTrue\n"
 
@@ -32,7 +32,7 @@ def test_importing_it_imports_nothing_else():
         "try: fastloop.nothing\n"
         "except AttributeError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250, check=True)
     assert done.stdout == "set() True\nTrue True\nmodule 'fastloop' has no attribute 'nothing'\n"
 
 
@@ -64,5 +64,5 @@ def test_objects_that_live_as_long_as_the_interpreter(interpreter):
             "if failed: print(failed, flush=True)\n"
             "os._exit(0)"
         )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=250)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

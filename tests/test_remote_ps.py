@@ -100,7 +100,7 @@ def standing(folder, loop, last):
 
 def look(tool, process):
     command = [sys.executable, "-X", "utf8", "-m", "asyncio", tool, str(process.pid)]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=100)
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=250)
     assert done.returncode == 0 and done.stderr == "", done.stdout + done.stderr
     return done.stdout
 

@@ -54,7 +54,7 @@ def one_worker(runner):
     release.set()
 
 
-def run_script(source, *, code=0, timeout=60, args=("-X", "dev")):
+def run_script(source, *, code=0, timeout=200, args=("-X", "dev")):
     """Run source in a fresh interpreter; return what it printed."""
     done = subprocess.run(
         [sys.executable, *args, "-c", textwrap.dedent(source)],

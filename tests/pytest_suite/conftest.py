@@ -41,7 +41,7 @@ def run_python(entry_point):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=110,
+            timeout=140,
         )
         return done.returncode, done.stdout
 

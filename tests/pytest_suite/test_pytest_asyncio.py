@@ -29,7 +29,7 @@ def outcomes(*arguments, choice=""):
         | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTEST_ADDOPTS": "", "SUITE_CHOICE": choice},
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=250,
     )
     return done.stdout.strip().splitlines()[-1].partition(" in ")[0], done.stdout + done.stderr
 

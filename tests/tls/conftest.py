@@ -11,7 +11,7 @@ import fastloop
 
 LOOPS = {"asyncio": asyncio.SelectorEventLoop, "fastloop": fastloop.new_event_loop}
 VERSIONS = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}
-DEADLINE = 100  # seconds, for a scenario under sanitizers on a loaded machine
+DEADLINE = 250  # seconds, for a scenario under sanitizers on a loaded machine
 
 REQUEST = (
     "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 7 -batch "

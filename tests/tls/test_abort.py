@@ -156,7 +156,7 @@ def test_nothing_secret_is_told(loop_factory, certificates, recorder, connect, l
         assert server.data.startswith(secret.encode())
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(asyncio.wait_for(scenario(), 100))
+        runner.run(asyncio.wait_for(scenario(), 250))
     print(*log(), file=told)
     text = told.getvalue()
     assert "Fatal error on SSL protocol" in text and "took" in text

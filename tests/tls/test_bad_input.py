@@ -106,7 +106,7 @@ class Pair:
 @pytest.fixture
 def run():
     def run(coroutine):
-        return fastloop.run(asyncio.wait_for(coroutine, 100))
+        return fastloop.run(asyncio.wait_for(coroutine, 250))
 
     return run
 

@@ -74,7 +74,7 @@ def test_aiohttp(run, serve):
 def test_httpx(run, serve):
     async def scenario():
         async with serve() as (url, context):
-            async with httpx.AsyncClient(verify=context) as client:
+            async with httpx.AsyncClient(verify=context, timeout=90) as client:
 
                 async def fetch(number):
                     assert (await client.get(f"{url}/{number}")).content == body(number)
@@ -84,7 +84,7 @@ def test_httpx(run, serve):
                 upload = body(77) * 10
                 response = await client.put(url + "/", content=upload)
                 assert response.text == hashlib.sha256(upload).hexdigest()
-            async with httpx.AsyncClient() as client:
+            async with httpx.AsyncClient(timeout=90) as client:
                 with pytest.raises(httpx.ConnectError):
                     await client.get(url + "/1")
 

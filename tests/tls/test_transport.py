@@ -415,7 +415,7 @@ def test_verification_is_on_by_default(loop_factory, contexts, recorder):
         await finish(protocol)
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
-        runner.run(asyncio.wait_for(scenario(), 100))
+        runner.run(asyncio.wait_for(scenario(), 250))
 
 
 def test_handshake_timeout(run, contexts, recorder):
@@ -626,7 +626,7 @@ def test_end_inside_data_received(loop_factory, connect, recorder, how):
             with pytest.raises(SystemExit):
                 runner.run(scenario())
         else:
-            runner.run(asyncio.wait_for(scenario(), 100))
+            runner.run(asyncio.wait_for(scenario(), 250))
     if how == "raise":
         assert [c["message"] for c in reported] == ["Fatal error on SSL protocol"]
         assert isinstance(reported[0]["protocol"], sslproto.SSLProtocol)
