@@ -4,8 +4,7 @@
 
 Each module runs in a process of its own (`child.py`). A test that crashes the process or does not end is noted as such, and
 the rest of its module goes on in a new process. What does not pass is then run on stock asyncio: only tests that asyncio
-passes here count. Many of these tests measure time, and fail when the machine stands still for a moment: one that has failed,
-but not crashed, has another chance in which it must pass three times, as CPython's own runner has one. `expected.txt` lists the ones that fastloop is not meant to pass; an entry that passes, or that names no
+passes here count. `expected.txt` lists the ones that fastloop is not meant to pass; an entry that passes, or that names no
 test, is an error like any other. Exit code 0 means: all that asyncio passes, passes.
 """
 
@@ -28,7 +27,6 @@ PREFIX = "test.test_asyncio."
 TEST_SECONDS = 150  # without a test ending; the slowest take five on an idle machine
 LISTED_SECONDS = 5  # the same for tests of expected.txt, some of which hang
 EXIT_SECONDS = 100
-REPEATS = 3  # passes in a row that clear a test which has failed once
 
 CORE = """test_tasks test_tasks+real test_futures test_futures+real test_futures2 test_eager_task_factory test_locks
 test_queues test_runners test_runners+real test_taskgroups test_timeouts test_waitfor test_context test_threads test_pep492
@@ -223,7 +221,6 @@ class Verdict:
     regressions: list  # ids asyncio passes, not listed
     listed: list  # ids asyncio passes, listed with a reason
     problems: list  # texts: unexpected passes, stale entries, a broken run
-    cleared: list = dataclasses.field(default_factory=list)  # ids that failed once and passed each time after it
 
     @property
     def ok(self):
@@ -235,13 +232,12 @@ class Verdict:
         if run.skipped:
             return f"{run.module}: skipped as a whole: {run.skipped}"
         passed = sum(outcome.passed for outcome in run.outcomes.values())
-        alike = len(run.outcomes) - passed - len(self.regressions) - len(self.listed) - len(self.cleared)
+        alike = len(run.outcomes) - passed - len(self.regressions) - len(self.listed)
         loops = ", ".join(f"{name} {number}" for name, number in sorted(run.loops.items())) or "none"
         lines = [
             f"{'ok  ' if self.ok else 'FAIL'} {run.module}: {passed} passed, {len(self.regressions)} failed, "
             f"{len(self.listed)} excepted, {alike} asyncio does not pass either; loops made: {loops}; {run.seconds:.0f} s"
         ]
-        lines += [f"     failed once, then passed {REPEATS} times: {run.short(test_id)}" for test_id in self.cleared]
         for test_id in self.regressions:
             outcome = run.outcomes[test_id]
             lines.append(f"\n---- {outcome.kind}: {run.short(test_id)}\n{last_lines(outcome.detail, lines_each)}")
@@ -277,20 +273,7 @@ def judge(module, loop, expected):
         if name.partition(".")[0] == module and name not in known and not run.skipped:
             problems.append(f"stale entry in expected.txt: {name} is no test of Python {sys.version.split()[0]}")
     listed = [test_id for test_id in worse if run.short(test_id) in expected]
-    regressions = [test_id for test_id in worse if test_id not in listed]
-    cleared = passing_now(run, loop, regressions)
-    return Verdict(run, [test_id for test_id in regressions if test_id not in cleared], listed, problems, cleared)
-
-
-def passing_now(run, loop, failed):
-    """Those of the failed tests that pass whenever they are run again, by themselves."""
-    left = [test_id for test_id in failed if run.outcomes[test_id].kind != "crash"]
-    for _ in range(REPEATS):
-        if not left:
-            break
-        again = run_module(run.module, loop, left).outcomes
-        left = [test_id for test_id in left if again[test_id].passed]
-    return left
+    return Verdict(run, [test_id for test_id in worse if test_id not in listed], listed, problems)
 
 
 def end_now(number, frame):
