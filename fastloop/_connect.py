@@ -42,6 +42,7 @@ class ConnectMixin:
                 host, port, family=family, type=type, proto=proto, flags=flags
             )
         # The resolver answers these by itself, in microseconds: no thread is worth it.
+        self._check_closed()
         return base_events.socket.getaddrinfo(host, port, family, type, proto, flags)
 
     @functools.wraps(base_events.BaseEventLoop.create_connection)

@@ -616,7 +616,8 @@ loop_make_socket_transport(fl_loop *loop, PyObject *args, PyObject *kwargs)
     PyObject *context = NULL;
 
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, format, names, &sock, &protocol,
-                                     &waiter, &extra, &server, &context)) {
+                                     &waiter, &extra, &server, &context) ||
+        fl_loop_check_closed(loop) < 0) {
         return NULL;
     }
     if (PyObject_TypeCheck(sock, loop->st->stream->SocketType)) {
