@@ -34,13 +34,12 @@ typedef struct {
     const int *sock_fd;  /* the fd inside sock, or NULL: ask sock.fileno() */
     int family;
     int fd;         /* the reader is registered under this number */
-    int burst;      /* how many datagrams to read at once */
-    int steady;     /* wakeups until more is tried */
     bool connected; /* send() instead of sendto() */
 } fl_udp;
 
-/* More than this at once would keep others from their turn. */
-enum { FL_UDP_MAX_BURST = 64, FL_UDP_STEADY = 32 };
+/* Datagrams are read until there is none: a server that has time for the call in vain
+ * does not miss it. More than this at once would keep others from their turn. */
+enum { FL_UDP_BURST = 64 };
 
 static inline fl_udp *
 as_udp(PyObject *self)
@@ -232,22 +231,6 @@ read_size(fl_udp *u)
     return size > FL_RECV_BUFFER_SIZE ? FL_RECV_BUFFER_SIZE : size;
 }
 
-/* Read more at once while there is more, less when that was a call in vain. */
-static void
-adapt_burst(fl_udp *u, int got, int wanted)
-{
-    if (got < wanted) {
-        u->burst = got > 0 ? got : 1;
-        u->steady = FL_UDP_STEADY;
-    }
-    else if (u->steady > 0) {
-        u->steady--;
-    }
-    else if (u->burst < FL_UDP_MAX_BURST) {
-        u->burst *= 2;
-    }
-}
-
 PyDoc_STRVAR(receive_doc, "receive($self, /)\n--\n\n"
                           "The socket is readable: pass datagrams to the protocol.");
 
@@ -255,7 +238,7 @@ static PyObject *
 udp_receive(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     fl_udp *u = as_udp(self);
-    int got = 0, wanted = u->burst, rc = 1;
+    int rc = 1;
 
     if (u->transport == NULL) {
         Py_RETURN_NONE;
@@ -269,13 +252,11 @@ udp_receive(PyObject *self, PyObject *Py_UNUSED(ignored))
     if (buffer == NULL) {
         return NULL;
     }
-    while (got < wanted && (rc = receive_one(u, buffer, size)) > 0) {
-        got++;
+    for (int n = 0; n < FL_UDP_BURST && (rc = receive_one(u, buffer, size)) > 0; n++) {
         if (u->transport == NULL || !is_reading(u)) {
             Py_RETURN_NONE;
         }
     }
-    adapt_burst(u, got, wanted);
     return rc < 0 ? NULL : Py_NewRef(Py_None);
 }
 
@@ -422,7 +403,6 @@ udp_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     u->st = st;
-    u->burst = 1;
     u->loop = (fl_loop *)Py_NewRef(loop);
     u->transport = Py_NewRef(transport);
     u->sock = Py_NewRef(sock);
