@@ -2,14 +2,15 @@
 
 import asyncio
 
-from ._core import _begin_read, _end_read
+from ._core import _begin_read, _end_read, _take_exactly, _take_until
 
 
 class StreamReader(asyncio.StreamReader):
     """An asyncio.StreamReader whose read() receives into the very bytes object that it returns.
 
-    asyncio's read() copies it out of the reader's buffer. The class of a stock reader is changed
-    to this one when its connection is made; subclasses and other readers are left as they are.
+    asyncio's read() copies it out of the reader's buffer. What the other methods find in the buffer they take out at once.
+    The class of a stock reader is changed to this one when its connection is made; subclasses and other readers are left as
+    they are.
     """
 
     __slots__ = ()
@@ -27,3 +28,40 @@ class StreamReader(asyncio.StreamReader):
             raise
         data = _end_read(self, n)
         return await super().read(n) if data is None else data
+
+    async def readline(self):
+        """As asyncio.StreamReader.readline()."""
+        searched = 0
+        while type(line := _take_until(self, b"\n", searched)) is not bytes:
+            if line is None:
+                return await super().readline()
+            searched = len(self._buffer)
+            try:
+                await line
+            finally:
+                self._waiter = None
+        return line
+
+    async def readuntil(self, separator=b"\n"):
+        """As asyncio.StreamReader.readuntil()."""
+        searched = 0
+        while type(data := _take_until(self, separator, searched)) is not bytes:
+            if data is None:
+                return await super().readuntil(separator)
+            searched = max(0, len(self._buffer) + 1 - len(separator))
+            try:
+                await data
+            finally:
+                self._waiter = None
+        return data
+
+    async def readexactly(self, n):
+        """As asyncio.StreamReader.readexactly()."""
+        while type(data := _take_exactly(self, n)) is not bytes:
+            if data is None:
+                return await super().readexactly(n)
+            try:
+                await data
+            finally:
+                self._waiter = None
+        return data

@@ -93,7 +93,7 @@ typedef struct fl_stream_state {
     PyTypeObject *OurStreamReader; /* fastloop._streams.StreamReader, or NULL: not imported yet */
     PyObject *data_received;      /* StreamReaderProtocol.data_received as imported */
     PyObject *feed_data;          /* StreamReader.feed_data as imported */
-    PyObject *reader_read;        /* StreamReader.read as imported */
+    PyObject *read, *readline, *readuntil, *readexactly; /* StreamReader's as imported */
     PyObject *accept_retry_delay; /* asyncio.constants.ACCEPT_RETRY_DELAY */
 
 #define FL_STREAM_NAMES(X)                                                       \
@@ -106,7 +106,8 @@ typedef struct fl_stream_state {
     X(_transports) X(is_closing) X(_call_connection_lost)                        \
     X(_make_socket_transport) X(_accept_connection) X(_accept_connection2)       \
     X(_start_serving) X(call_later) X(create_task) X(debug) X(family) X(type)    \
-    X(proto) X(data) X(read) X(__class__) X(_exception) X(_loop)
+    X(proto) X(data) X(read) X(__class__) X(_exception) X(_loop)         \
+    X(readline) X(readuntil) X(readexactly)
 #define FL_STREAM_NAME_FIELD(name) PyObject *str_##name;
     FL_STREAM_NAMES(FL_STREAM_NAME_FIELD)
 #undef FL_STREAM_NAME_FIELD

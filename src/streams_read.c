@@ -1,10 +1,13 @@
-/* streams_read.c - StreamReader.read() straight from the socket.
+/* streams_read.c - StreamReader.read() straight from the socket, and what else is quick.
  *
  * A read() that waits for bytes (fastloop/_streams.py) is only woken, and receives
  * into the bytes object that it returns: nothing is copied, and what is large is
  * still in the processor's cache when the program uses it. Until then the bytes
  * are in the kernel, where a cancelled read() leaves them; whatever would keep the
  * transport from receiving later receives them first (fl_stream_settle).
+ *
+ * The other methods are asyncio's, save that what the reader's buffer holds already
+ * is taken out of it at once.
  */
 #include "stream.h"
 
@@ -54,23 +57,32 @@ feeds(fl_stream *t, PyObject *reader, PyObject *attributes)
            fl_streams_feeds(t->st, t->protocol, reader);
 }
 
-/* asyncio's read() is the one that ours stands for. */
 static bool
-read_is_stock(fl_stream_state *ss)
+method_is(PyTypeObject *type, PyObject *name, PyObject *method)
+{
+    PyObject *found = PyObject_GetAttr((PyObject *)type, name);
+
+    if (found == NULL) {
+        PyErr_Clear();
+        return false;
+    }
+    Py_DECREF(found);
+    return found == method;
+}
+
+/* asyncio's methods are those that ours stand for. */
+static bool
+reading_is_stock(fl_stream_state *ss)
 {
     PyTypeObject *type = ss->StreamReader;
-    PyObject *read;
 
     if (type->tp_version_tag != 0 && type->tp_version_tag == ss->read_version) {
         return true;
     }
-    read = PyObject_GetAttr((PyObject *)type, ss->str_read);
-    if (read == NULL) {
-        PyErr_Clear();
-        return false;
-    }
-    Py_DECREF(read);
-    if (read != ss->reader_read) {
+    if (!method_is(type, ss->str_read, ss->read) ||
+        !method_is(type, ss->str_readline, ss->readline) ||
+        !method_is(type, ss->str_readuntil, ss->readuntil) ||
+        !method_is(type, ss->str_readexactly, ss->readexactly)) {
         return false;
     }
     ss->read_version = type->tp_version_tag;
@@ -148,7 +160,7 @@ begin_read(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     if (t != NULL) {
         fl_stream_settle(t);
         if (size_of(args[1]) > 0 && must_wait(ss, args[0], attributes) &&
-            feeds(t, args[0], attributes) && read_is_stock(ss)) {
+            feeds(t, args[0], attributes) && reading_is_stock(ss)) {
             waiter = make_waiter(t, attributes);
         }
         Py_DECREF(t);
@@ -275,9 +287,168 @@ end_read(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return bytes != NULL || PyErr_Occurred() ? bytes : Py_NewRef(Py_None);
 }
 
+/* ---- what the buffer holds already ----------------------------------------- */
+
+/* The buffer of a reader that has nothing to raise and no transport to resume, owned;
+ * NULL without an exception: asyncio's method must look. */
+static PyObject *
+held(fl_stream_state *ss, PyObject *reader, PyObject *attributes)
+{
+    if (attribute(attributes, ss->str__exception) != Py_None ||
+        attribute(attributes, ss->str__paused) != Py_False ||
+        attribute(attributes, ss->str_readuntil) != NULL || !reading_is_stock(ss)) {
+        return NULL;
+    }
+    return Py_XNewRef(fl_streams_buffer(ss, reader, attributes));
+}
+
+/* Where in the buffer, behind `from`, the first separator begins; -1: nowhere. */
+static Py_ssize_t
+find(PyObject *buffer, PyObject *separator, Py_ssize_t from)
+{
+    const char *data = PyByteArray_AS_STRING(buffer), *what = PyBytes_AS_STRING(separator);
+    size_t len = (size_t)(PyByteArray_GET_SIZE(buffer) - from);
+    size_t size = (size_t)PyBytes_GET_SIZE(separator);
+    const char *found = size == 1 ? memchr(data + from, what[0], len)
+                                  : memmem(data + from, len, what, size);
+
+    return found == NULL ? -1 : found - data;
+}
+
+/* reader._limit does not forbid so many bytes. */
+static bool
+in_limit(fl_stream_state *ss, PyObject *attributes, Py_ssize_t bytes)
+{
+    PyObject *limit = attribute(attributes, ss->str__limit);
+    Py_ssize_t most = limit != NULL && PyLong_CheckExact(limit) ? PyLong_AsSsize_t(limit) : -1;
+
+    if (most == -1) {
+        PyErr_Clear(); /* too large for a number of bytes */
+    }
+    return most >= 0 && bytes <= most;
+}
+
+/* The first `size` bytes of the buffer, no longer in it. */
+static PyObject *
+take(PyObject *buffer, Py_ssize_t size)
+{
+    PyObject *bytes = PyBytes_FromStringAndSize(PyByteArray_AS_STRING(buffer), size);
+
+    if (bytes != NULL && PySequence_DelSlice(buffer, 0, size) < 0) {
+        Py_CLEAR(bytes);
+    }
+    return bytes;
+}
+
+/* A new future as reader._waiter; NULL if there is one already. */
+static PyObject *
+wait_for_data(fl_stream_state *ss, PyObject *attributes, fl_state *st)
+{
+    PyObject *loop = attribute(attributes, ss->str__loop), *waiter;
+
+    if (attribute(attributes, ss->str__waiter) != Py_None || loop == NULL ||
+        !fl_is_loop(st, loop)) {
+        return NULL;
+    }
+    waiter = fl_future_new((fl_loop *)loop);
+    if (waiter != NULL && PyDict_SetItem(attributes, ss->str__waiter, waiter) < 0) {
+        Py_CLEAR(waiter);
+    }
+    return waiter;
+}
+
+/* How many bytes of the buffer readuntil(separator) returns; 0 if it must wait for
+ * more, -1 if it is not for us. No separator begins before `from`. */
+static Py_ssize_t
+size_until(fl_stream_state *ss, PyObject *attributes, PyObject *buffer, PyObject *separator,
+           Py_ssize_t from)
+{
+    Py_ssize_t size, found, len = PyByteArray_GET_SIZE(buffer);
+
+    if (!PyBytes_CheckExact(separator) || PyBytes_GET_SIZE(separator) == 0 || from > len) {
+        return -1;
+    }
+    size = PyBytes_GET_SIZE(separator);
+    found = find(buffer, separator, from);
+    if (!in_limit(ss, attributes, found >= 0 ? found : len + 1 - size)) {
+        return -1;
+    }
+    return found >= 0 ? found + size : 0;
+}
+
+/* The same of readexactly(n). */
+static Py_ssize_t
+size_exactly(PyObject *buffer, PyObject *n)
+{
+    Py_ssize_t size = size_of(n);
+
+    return size == 0 ? -1 : size <= PyByteArray_GET_SIZE(buffer) ? size : 0;
+}
+
+/* What a function below returns, with `from` for _take_until(), -1 for the other. */
+static PyObject *
+take_or_wait(fl_state *st, PyObject *reader, PyObject *what, Py_ssize_t from)
+{
+    fl_stream_state *ss = st->stream;
+    PyObject *attributes = attributes_of(ss, reader), *buffer, *result = NULL;
+    Py_ssize_t size;
+
+    if (attributes == NULL) {
+        Py_RETURN_NONE;
+    }
+    buffer = held(ss, reader, attributes);
+    if (buffer != NULL) {
+        size = from >= 0 ? size_until(ss, attributes, buffer, what, from)
+                         : size_exactly(buffer, what);
+        if (size >= 0) {
+            result = size > 0 ? take(buffer, size) : wait_for_data(ss, attributes, st);
+        }
+        Py_DECREF(buffer);
+    }
+    Py_DECREF(attributes);
+    return result != NULL || PyErr_Occurred() ? result : Py_NewRef(Py_None);
+}
+
+PyDoc_STRVAR(take_until_doc,
+"_take_until($module, reader, separator, searched, /)\n--\n\n"
+"What `await reader.readuntil(separator)` returns if the reader holds it; a future, now\n"
+"reader._waiter, if it must wait for more; None if it has to raise something, or is\n"
+"unusual. No separator begins in the first `searched` bytes.");
+
+static PyObject *
+take_until(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    Py_ssize_t from = nargs == 3 ? PyLong_AsSsize_t(args[2]) : -1;
+
+    if (from < 0) {
+        if (!PyErr_Occurred()) {
+            PyErr_SetString(PyExc_TypeError, "a reader, a separator and a size are needed");
+        }
+        return NULL;
+    }
+    return take_or_wait(fl_state_of_module(module), args[0], args[1], from);
+}
+
+PyDoc_STRVAR(take_exactly_doc,
+"_take_exactly($module, reader, n, /)\n--\n\n"
+"The same for readexactly(n).");
+
+static PyObject *
+take_exactly(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    if (nargs != 2) {
+        PyErr_SetString(PyExc_TypeError, "a reader and a size are needed");
+        return NULL;
+    }
+    return take_or_wait(fl_state_of_module(module), args[0], args[1], -1);
+}
+
 PyMethodDef fl_streams_module_methods[] = {
     {"_begin_read", (PyCFunction)(void (*)(void))begin_read, METH_FASTCALL, begin_read_doc},
     {"_end_read", (PyCFunction)(void (*)(void))end_read, METH_FASTCALL, end_read_doc},
+    {"_take_until", (PyCFunction)(void (*)(void))take_until, METH_FASTCALL, take_until_doc},
+    {"_take_exactly", (PyCFunction)(void (*)(void))take_exactly, METH_FASTCALL,
+     take_exactly_doc},
     {NULL, NULL, 0, NULL},
 };
 

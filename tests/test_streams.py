@@ -8,7 +8,7 @@ import sys
 import warnings
 
 import pytest
-from stream_helpers import run
+from stream_helpers import run, same
 
 
 async def pair(**kwargs):
@@ -84,6 +84,76 @@ def test_flow_control_of_the_reader(run):
             digest.update(data)
         assert digest.digest() == hashlib.sha256(payload).digest()
         await sending
+        await close(writer, far_writer)
+
+    run(scenario)
+
+
+async def answers(seed):
+    """What a random sequence of reads gives or raises, all data being in the buffer when it begins."""
+    rnd = random.Random(seed)
+    data = bytes(rnd.choices(b"ab\n", [9, 2, 1], k=1000))
+    reads = {
+        "readline": [()],
+        "readuntil": [(), (b"b",), (b"ab",), (b"",), ("b",), (bytearray(b"ba"),), ((b"b", b"\n"),), (b"c",)],
+        "readexactly": [(1,), (7,), (True,), (0,), (-1,), (2.0,), ("1",), (70,)],
+        "read": [(1,), (9,)],
+    }
+    reader, writer, far_reader, far_writer = await pair(limit=rnd.choice([5, 20, 800]))
+    far_writer.write(data)
+    far_writer.write_eof()
+    while len(reader._buffer) < len(data):
+        await asyncio.sleep(0)
+    found = []
+    for _ in range(200):
+        method = rnd.choice(list(reads))
+        arguments = rnd.choice(reads[method])
+        try:
+            result = await getattr(reader, method)(*arguments)
+            assert type(result) is bytes
+        except Exception as error:
+            result = type(error), str(error), vars(error)
+        found.append((method, arguments, result, len(reader._buffer)))
+    found.append(await reader.read())
+    await close(writer, far_writer)
+    return found
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_the_buffer_holds_is_read_as_asyncio_reads_it(seed):
+    same(answers, seed)
+
+
+def test_replaced_methods_of_a_reader_are_called(run, monkeypatch):
+    async def scenario():
+        reader, writer, far_reader, far_writer = await pair()
+        far_writer.write(b"a\nb\nc\nd\ne\n")
+        assert await reader.readline() == b"a\n"
+        original = reader.readuntil
+
+        async def upper(separator):
+            return (await original(separator)).upper()
+
+        reader.readuntil = upper
+        assert await reader.readline() == b"B\n"
+        del reader.readuntil
+
+        class_original = asyncio.StreamReader.readuntil
+
+        async def twice(self, separator=b"\n"):
+            return 2 * await class_original(self, separator)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio.StreamReader, "readuntil", twice)
+            assert await reader.readuntil() == b"c\nc\n"
+            assert await reader.readline() == b"d\nd\n"
+        assert await reader.readline() == b"e\n"
+        far_writer.write(b"f\ng")
+        while len(reader._buffer) < 3:
+            await asyncio.sleep(0)
+        with memoryview(reader._buffer), pytest.raises(BufferError):
+            await reader.readline()
+        assert [await reader.readexactly(1) for _ in range(3)] == [b"f", b"\n", b"g"]
         await close(writer, far_writer)
 
     run(scenario)
