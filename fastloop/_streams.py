@@ -4,8 +4,10 @@ import asyncio
 
 from ._core import _begin_read, _end_read, _take_exactly, _take_until
 
+_Stock = asyncio.StreamReader
 
-class StreamReader(asyncio.StreamReader):
+
+class StreamReader(_Stock):
     """An asyncio.StreamReader whose read() receives into the very bytes object that it returns.
 
     asyncio's read() copies it out of the reader's buffer. What the other methods find in the buffer they take out at once.
@@ -19,7 +21,7 @@ class StreamReader(asyncio.StreamReader):
         """As asyncio.StreamReader.read()."""
         waiter = _begin_read(self, n)
         if waiter is None:  # something is there already, or has to be raised, or is unusual
-            return await super().read(n)
+            return await _Stock.read(self, n)
         try:
             await waiter
         except BaseException:
@@ -27,14 +29,14 @@ class StreamReader(asyncio.StreamReader):
             _end_read(self, 0)
             raise
         data = _end_read(self, n)
-        return await super().read(n) if data is None else data
+        return await _Stock.read(self, n) if data is None else data
 
     async def readline(self):
         """As asyncio.StreamReader.readline()."""
         searched = 0
         while type(line := _take_until(self, b"\n", searched)) is not bytes:
             if line is None:
-                return await super().readline()
+                return await _Stock.readline(self)
             searched = len(self._buffer)
             try:
                 await line
@@ -47,7 +49,7 @@ class StreamReader(asyncio.StreamReader):
         searched = 0
         while type(data := _take_until(self, separator, searched)) is not bytes:
             if data is None:
-                return await super().readuntil(separator)
+                return await _Stock.readuntil(self, separator)
             searched = max(0, len(self._buffer) + 1 - len(separator))
             try:
                 await data
@@ -59,7 +61,7 @@ class StreamReader(asyncio.StreamReader):
         """As asyncio.StreamReader.readexactly()."""
         while type(data := _take_exactly(self, n)) is not bytes:
             if data is None:
-                return await super().readexactly(n)
+                return await _Stock.readexactly(self, n)
             try:
                 await data
             finally:

@@ -6,6 +6,7 @@
  *   stream_type.c    what Python code sees of the object
  *   stream_read.c    events of the socket, reading, pausing
  *   stream_write.c   writing, what waits to be sent, flow control
+ *   streams_stock.c  is it a stock asyncio.StreamReader, and what does it hold?
  *   streams_fast.c   received bytes straight into an asyncio.StreamReader
  *   streams_read.c   StreamReader.read() straight from the socket
  *   server.c         accepting
@@ -80,6 +81,19 @@ typedef struct {
     bool lent;           /* the fd is watched by somebody else (sendfile) */
 } fl_stream;
 
+/* What a stock StreamReader holds. */
+enum { FL_READER_FIELDS = 8 };
+typedef struct {
+    PyObject *object;     /* owned: the reader */
+    PyObject *attributes; /* owned: its __dict__ */
+    union {               /* borrowed from there: only good until something else runs */
+        struct {
+            PyObject *limit, *loop, *buffer, *eof, *waiter, *exception, *transport, *paused;
+        };
+        PyObject *fields[FL_READER_FIELDS];
+    };
+} fl_reader;
+
 /* What the module needs of asyncio for streams; fl_state.stream. */
 typedef struct fl_stream_state {
     PyTypeObject *StreamType;
@@ -91,9 +105,9 @@ typedef struct fl_stream_state {
     PyTypeObject *StreamReaderProtocol;
     PyTypeObject *StreamReader;
     PyTypeObject *OurStreamReader; /* fastloop._streams.StreamReader, or NULL: not imported yet */
-    PyObject *data_received;      /* StreamReaderProtocol.data_received as imported */
-    PyObject *feed_data;          /* StreamReader.feed_data as imported */
-    PyObject *read, *readline, *readuntil, *readexactly; /* StreamReader's as imported */
+    /* The methods of these classes as imported, by name; None: replaced even before. */
+    PyObject *protocol_methods, *reader_methods, *our_reader_methods;
+    PyObject *reader_fields[FL_READER_FIELDS]; /* names of a StreamReader's attributes */
     PyObject *accept_retry_delay; /* asyncio.constants.ACCEPT_RETRY_DELAY */
 
 #define FL_STREAM_NAMES(X)                                                       \
@@ -101,20 +115,19 @@ typedef struct fl_stream_state {
     X(connection_made) X(connection_lost) X(pause_writing) X(resume_writing)     \
     X(pause_reading) X(close) X(fileno) X(getsockname) X(getpeername)            \
     X(_attach) X(_detach) X(socket) X(sockname) X(peername) X(cancelled)         \
-    X(set_result) X(set_exception) X(done) X(_stream_reader_wr) X(feed_data)     \
-    X(_buffer) X(_eof) X(_waiter) X(_transport) X(_paused) X(_limit)             \
+    X(set_result) X(set_exception) X(done) X(_stream_reader_wr)                  \
+    X(_waiter) X(_transport) X(_paused) X(_limit)             \
     X(_transports) X(is_closing) X(_call_connection_lost)                        \
     X(_make_socket_transport) X(_accept_connection) X(_accept_connection2)       \
     X(_start_serving) X(call_later) X(create_task) X(debug) X(family) X(type)    \
-    X(proto) X(data) X(read) X(__class__) X(_exception) X(_loop)         \
-    X(readline) X(readuntil) X(readexactly)
+    X(proto) X(data) X(__class__)
 #define FL_STREAM_NAME_FIELD(name) PyObject *str_##name;
     FL_STREAM_NAMES(FL_STREAM_NAME_FIELD)
 #undef FL_STREAM_NAME_FIELD
 
     /* Not objects. tp_version_tag of asyncio's stream classes when their methods were
      * last seen to be those imported: it changes with any attribute of a class. */
-    unsigned protocol_version, reader_version, our_reader_version, read_version;
+    unsigned protocol_version, reader_version, our_reader_version;
 } fl_stream_state;
 
 /* stream_type.c. Register the type and the Loop methods of these files; and the
@@ -240,6 +253,37 @@ int fl_stream_finish_empty_waiter(fl_stream *t, PyObject *exc);
 
 void fl_chunks_clear(fl_chunks *c);
 
+/* streams_stock.c */
+
+/* Remember what asyncio's stream classes are; and ours. -1 if that cannot be. */
+int fl_streams_import(fl_stream_state *ss);
+int fl_streams_import_ours(fl_stream_state *ss);
+
+/* Look at a reader, without running Python code. False: it is not a stock one; else
+ * fl_reader_done() is due. */
+bool fl_reader_look(fl_stream_state *ss, PyObject *reader, fl_reader *r);
+
+static inline void
+fl_reader_done(fl_reader *r)
+{
+    Py_DECREF(r->attributes);
+    Py_DECREF(r->object);
+}
+
+/* The bytearray of a reader that takes more, borrowed; else NULL. */
+static inline PyObject *
+fl_reader_buffer(const fl_reader *r)
+{
+    return r->eof == Py_False && PyByteArray_CheckExact(r->buffer) ? r->buffer : NULL;
+}
+
+/* An object's <name>, borrowed out of its __dict__; NULL if there is none. */
+PyObject *fl_reader_attribute(PyObject *attributes, PyObject *name);
+
+/* Where bytes for `protocol`, exactly an asyncio.StreamReaderProtocol, can be put
+ * directly: its reader, to which fl_reader_buffer() gives a buffer. False: nowhere. */
+bool fl_streams_open(fl_state *st, PyObject *protocol, fl_reader *r);
+
 /* streams_fast.c */
 
 /* recv() into the StreamReader of a stock protocol. 1: done, with *n (and errno)
@@ -249,21 +293,10 @@ void fl_chunks_clear(fl_chunks *c);
 enum { FL_STREAMS_OFFERED = 2 };
 int fl_streams_read(fl_stream *t, ssize_t *n);
 
-/* Where bytes for `protocol`, exactly an asyncio.StreamReaderProtocol, can be put
- * directly: its reader and the reader's bytearray, both owned. False: nowhere. */
-bool fl_streams_open(fl_state *st, PyObject *protocol, PyObject **reader,
-                     PyObject **buffer);
-
 /* The rest of feed_data(), after bytes have been appended: wake the reader's waiter
  * and, if it holds too much (`total` bytes), pause its transport. `t` is that
  * transport if it is one of ours, or NULL. -1 with an exception. */
 int fl_streams_fed(fl_state *st, fl_stream *t, PyObject *reader, Py_ssize_t total);
-/* An open stock reader's bytearray, borrowed from its `attributes`; NULL if the reader
- * is not one, or takes no more. */
-PyObject *fl_streams_buffer(fl_stream_state *ss, PyObject *reader, PyObject *attributes);
-
-/* `protocol` is a stock one for `reader`, and so are the classes of both. */
-bool fl_streams_feeds(fl_state *st, PyObject *protocol, PyObject *reader);
 
 /* streams_read.c */
 
@@ -272,7 +305,7 @@ void fl_streams_adopt(fl_stream *t);
 
 /* There is something to read: wake the read() that waits for it. FL_STREAMS_OFFERED,
  * or 0 if none does or something is in the buffer already; -1 with an exception. */
-int fl_streams_offer(fl_stream *t, PyObject *reader, PyObject *buffer);
+int fl_streams_offer(fl_stream *t, const fl_reader *r);
 
 extern PyMethodDef fl_streams_module_methods[];
 

@@ -476,22 +476,6 @@ import_type(const char *module_name, const char *name, PyTypeObject **field)
     return 0;
 }
 
-/* The methods that ours stand for, before anybody replaces them. */
-static int
-import_methods(fl_stream_state *ss)
-{
-    PyObject *reader = (PyObject *)ss->StreamReader;
-
-    ss->data_received =
-        PyObject_GetAttrString((PyObject *)ss->StreamReaderProtocol, "data_received");
-    ss->feed_data = PyObject_GetAttrString(reader, "feed_data");
-    ss->read = PyObject_GetAttrString(reader, "read");
-    ss->readline = PyObject_GetAttrString(reader, "readline");
-    ss->readuntil = PyObject_GetAttrString(reader, "readuntil");
-    ss->readexactly = PyObject_GetAttrString(reader, "readexactly");
-    return PyErr_Occurred() ? -1 : 0;
-}
-
 static int
 import_asyncio(fl_stream_state *ss)
 {
@@ -508,7 +492,7 @@ import_asyncio(fl_stream_state *ss)
                       &ss->accept_retry_delay) < 0) {
         return -1;
     }
-    return import_methods(ss);
+    return fl_streams_import(ss);
 }
 
 static int

@@ -4,155 +4,17 @@
  * is exactly asyncio.StreamReader, and neither's methods replaced (on the class or
  * on the object), received bytes are appended to the reader's bytearray and its
  * waiter is woken: what StreamReaderProtocol.data_received() and
- * StreamReader.feed_data() do, without a bytes object or a Python frame. The
- * attributes of the reader stay the truth, so all its other methods are asyncio's;
- * they are looked up in its __dict__, as no class attribute can be in their place
- * while the classes are what they were when asyncio was imported.
+ * StreamReader.feed_data() do, without a bytes object or a Python frame.
  */
 #include "stream.h"
 
 #include <errno.h>
-
-/* ---- are these the stock classes? ----------------------------------------- */
-
-/* type.<name> is `value`, whatever else has changed since *version. */
-static bool
-class_is_stock(PyTypeObject *type, PyObject *name, PyObject *value, unsigned *version)
-{
-    PyObject *found;
-
-    if (type == NULL || (type->tp_version_tag != 0 && type->tp_version_tag == *version)) {
-        return true;
-    }
-    found = PyObject_GetAttr((PyObject *)type, name);
-    if (found != value) {
-        PyErr_Clear();
-        Py_XDECREF(found);
-        return false;
-    }
-    Py_DECREF(found);
-    *version = type->tp_version_tag;
-    return true;
-}
-
-static bool
-classes_are_stock(fl_stream_state *ss)
-{
-    return class_is_stock(ss->StreamReaderProtocol, ss->str_data_received, ss->data_received,
-                          &ss->protocol_version) &&
-           class_is_stock(ss->StreamReader, ss->str_feed_data, ss->feed_data,
-                          &ss->reader_version) &&
-           class_is_stock(ss->OurStreamReader, ss->str_feed_data, ss->feed_data,
-                          &ss->our_reader_version);
-}
-
-/* A borrowed reference out of an object's __dict__, or NULL. */
-static PyObject *
-attribute(PyObject *attributes, PyObject *name)
-{
-    PyObject *value = PyDict_GetItemWithError(attributes, name);
-
-    if (value == NULL) {
-        PyErr_Clear(); /* names are str: there is none */
-    }
-    return value;
-}
 
 static int
 missing(PyObject *name)
 {
     PyErr_SetObject(PyExc_AttributeError, name);
     return -1;
-}
-
-/* A strong reference to what a weakref refers to; NULL if it is gone. */
-static PyObject *
-dereference(PyObject *weakref)
-{
-#if PY_VERSION_HEX >= 0x030D0000
-    PyObject *object = NULL;
-    if (PyWeakref_GetRef(weakref, &object) < 0) {
-        PyErr_Clear();
-    }
-    return object;
-#else
-    PyObject *object = PyWeakref_GetObject(weakref);
-    return object == Py_None ? NULL : Py_XNewRef(object);
-#endif
-}
-
-/* The reader of a stock protocol, owned; NULL if there is none, or the protocol has a
- * data_received() of its own. */
-static PyObject *
-reader_of(fl_stream_state *ss, PyObject *protocol)
-{
-    PyObject *attributes = PyObject_GenericGetDict(protocol, NULL);
-    PyObject *weakref, *reader = NULL;
-
-    if (attributes == NULL) {
-        PyErr_Clear();
-        return NULL;
-    }
-    weakref = attribute(attributes, ss->str__stream_reader_wr);
-    if (weakref != NULL && PyWeakref_CheckRefExact(weakref) &&
-        attribute(attributes, ss->str_data_received) == NULL) {
-        reader = dereference(weakref);
-    }
-    Py_DECREF(attributes);
-    return reader;
-}
-
-static bool
-is_stock_reader(fl_stream_state *ss, PyObject *reader)
-{
-    return Py_IS_TYPE(reader, ss->StreamReader) || Py_IS_TYPE(reader, ss->OurStreamReader);
-}
-
-PyObject *
-fl_streams_buffer(fl_stream_state *ss, PyObject *reader, PyObject *attributes)
-{
-    PyObject *buffer = NULL;
-
-    if (is_stock_reader(ss, reader) && attribute(attributes, ss->str_feed_data) == NULL &&
-        attribute(attributes, ss->str__eof) == Py_False) {
-        buffer = attribute(attributes, ss->str__buffer);
-    }
-    return buffer != NULL && PyByteArray_CheckExact(buffer) ? buffer : NULL;
-}
-
-bool
-fl_streams_feeds(fl_state *st, PyObject *protocol, PyObject *reader)
-{
-    PyObject *fed = NULL;
-
-    if (classes_are_stock(st->stream)) {
-        fed = reader_of(st->stream, protocol);
-    }
-    Py_XDECREF(fed);
-    return fed != NULL && fed == reader;
-}
-
-bool
-fl_streams_open(fl_state *st, PyObject *protocol, PyObject **reader, PyObject **buffer)
-{
-    PyObject *attributes = NULL;
-
-    *buffer = *reader = NULL;
-    if (classes_are_stock(st->stream)) {
-        *reader = reader_of(st->stream, protocol);
-    }
-    if (*reader != NULL && is_stock_reader(st->stream, *reader)) {
-        attributes = PyObject_GenericGetDict(*reader, NULL);
-        PyErr_Clear();
-    }
-    if (attributes != NULL) {
-        *buffer = Py_XNewRef(fl_streams_buffer(st->stream, *reader, attributes));
-        Py_DECREF(attributes);
-    }
-    if (*buffer == NULL) {
-        Py_CLEAR(*reader);
-    }
-    return *buffer != NULL;
 }
 
 /* ---- receiving ------------------------------------------------------------ */
@@ -226,7 +88,7 @@ finish_waiter(fl_state *st, PyObject *waiter)
 static int
 wake_waiter(fl_state *st, PyObject *attributes)
 {
-    PyObject *name = st->stream->str__waiter, *waiter = attribute(attributes, name);
+    PyObject *name = st->stream->str__waiter, *waiter = fl_reader_attribute(attributes, name);
     int status = 0;
 
     if (waiter == NULL) {
@@ -271,7 +133,7 @@ pause_transport(fl_stream_state *ss, fl_stream *t, PyObject *reader, PyObject *t
 static int
 over_limit(fl_stream_state *ss, PyObject *attributes, Py_ssize_t total)
 {
-    PyObject *limit = attribute(attributes, ss->str__limit);
+    PyObject *limit = fl_reader_attribute(attributes, ss->str__limit);
     PyObject *size, *twice;
     int over = -1;
 
@@ -340,19 +202,14 @@ fl_streams_fed(fl_state *st, fl_stream *t, PyObject *reader, Py_ssize_t total)
     return status;
 }
 
-int
-fl_streams_read(fl_stream *t, ssize_t *n)
+/* To a read() that waits for it, or into the reader. */
+static int
+receive_for(fl_stream *t, fl_reader *r, ssize_t *n)
 {
-    PyObject *reader, *buffer;
+    PyObject *buffer = fl_reader_buffer(r);
     size_t room;
-    int done = 0, error;
+    int done = t->read_waiter == NULL ? 0 : fl_streams_offer(t, r), error;
 
-    if (!fl_streams_open(t->st, t->protocol, &reader, &buffer)) {
-        return 0;
-    }
-    if (t->read_waiter != NULL) {
-        done = fl_streams_offer(t, reader, buffer);
-    }
     if (done == 0) {
         room = fl_stream_expected(t);
         done = room > 0 ? receive_in_place(t, buffer, room, n)
@@ -360,11 +217,25 @@ fl_streams_read(fl_stream *t, ssize_t *n)
     }
     error = errno;
     if (done == 1 && *n > 0 &&
-        fl_streams_fed(t->st, t, reader, PyByteArray_GET_SIZE(buffer)) < 0) {
+        fl_streams_fed(t->st, t, r->object, PyByteArray_GET_SIZE(buffer)) < 0) {
         done = -1;
     }
-    Py_DECREF(buffer);
-    Py_DECREF(reader);
+    errno = error;
+    return done;
+}
+
+int
+fl_streams_read(fl_stream *t, ssize_t *n)
+{
+    fl_reader r;
+    int done, error;
+
+    if (!fl_streams_open(t->st, t->protocol, &r)) {
+        return 0;
+    }
+    done = receive_for(t, &r, n);
+    error = errno;
+    fl_reader_done(&r);
     errno = error;
     return done;
 }

@@ -11,82 +11,51 @@
  */
 #include "stream.h"
 
-/* reader.<name>, borrowed out of its __dict__; NULL if there is none. */
-static PyObject *
-attribute(PyObject *attributes, PyObject *name)
-{
-    PyObject *value = PyDict_GetItemWithError(attributes, name);
-
-    if (value == NULL) {
-        PyErr_Clear();
-    }
-    return value;
-}
-
-/* The __dict__ of a reader of ours, owned; NULL for another one. */
-static PyObject *
-attributes_of(fl_stream_state *ss, PyObject *reader)
-{
-    PyObject *attributes = NULL;
-
-    if (Py_IS_TYPE(reader, ss->OurStreamReader)) {
-        attributes = PyObject_GenericGetDict(reader, NULL);
-        PyErr_Clear();
-    }
-    return attributes;
-}
-
-/* The reader's transport if it is a SocketTransport, owned; else NULL. */
+/* The transport of a reader if it is a SocketTransport, borrowed; else NULL. */
 static fl_stream *
-transport_of(fl_stream_state *ss, PyObject *attributes)
+socket_transport(fl_stream_state *ss, PyObject *transport)
 {
-    PyObject *transport = attribute(attributes, ss->str__transport);
-
-    if (transport == NULL || !Py_IS_TYPE(transport, ss->StreamType)) {
-        return NULL;
-    }
-    return (fl_stream *)Py_NewRef(transport);
+    return transport != NULL && Py_IS_TYPE(transport, ss->StreamType)
+               ? (fl_stream *)transport
+               : NULL;
 }
 
-/* The transport reads, and feeds the reader in the stock way. */
-static bool
-feeds(fl_stream *t, PyObject *reader, PyObject *attributes)
+/* The reader's transport receives now what it left to a read() that was woken, as it
+ * would have before; the reader need not be a stock one any more. */
+static void
+settle(fl_stream_state *ss, PyObject *reader)
 {
-    return t->loop != NULL && t->stock && fl_stream_is_reading(t) &&
-           attribute(attributes, t->st->stream->str__loop) == (PyObject *)t->loop &&
-           fl_streams_feeds(t->st, t->protocol, reader);
-}
+    PyObject *attributes = PyObject_GenericGetDict(reader, NULL);
+    fl_stream *t;
 
-static bool
-method_is(PyTypeObject *type, PyObject *name, PyObject *method)
-{
-    PyObject *found = PyObject_GetAttr((PyObject *)type, name);
-
-    if (found == NULL) {
+    if (attributes == NULL) {
         PyErr_Clear();
-        return false;
+        return;
     }
-    Py_DECREF(found);
-    return found == method;
+    t = socket_transport(ss, fl_reader_attribute(attributes, ss->str__transport));
+    if (t != NULL && t->offered) {
+        Py_INCREF(t);
+        fl_stream_settle(t);
+        Py_DECREF(t);
+    }
+    Py_DECREF(attributes);
 }
 
-/* asyncio's methods are those that ours stand for. */
+/* fl_reader_look() at a reader that has all that has arrived. */
 static bool
-reading_is_stock(fl_stream_state *ss)
+look_settled(fl_stream_state *ss, PyObject *reader, fl_reader *r)
 {
-    PyTypeObject *type = ss->StreamReader;
+    bool stock = fl_reader_look(ss, reader, r);
+    fl_stream *t = stock ? socket_transport(ss, r->transport) : NULL;
 
-    if (type->tp_version_tag != 0 && type->tp_version_tag == ss->read_version) {
+    if (stock && (t == NULL || !t->offered)) {
         return true;
     }
-    if (!method_is(type, ss->str_read, ss->read) ||
-        !method_is(type, ss->str_readline, ss->readline) ||
-        !method_is(type, ss->str_readuntil, ss->readuntil) ||
-        !method_is(type, ss->str_readexactly, ss->readexactly)) {
-        return false;
+    if (stock) {
+        fl_reader_done(r);
     }
-    ss->read_version = type->tp_version_tag;
-    return true;
+    settle(ss, reader);
+    return stock && fl_reader_look(ss, reader, r);
 }
 
 /* The number of bytes that read(n) wants at most; 0 if that is not for us. */
@@ -101,48 +70,48 @@ size_of(PyObject *n)
     return size < 0 ? 0 : size;
 }
 
-/* The transport of the reader that is args[0], a new reference, and its attributes,
- * another. NULL if there is none of ours, and with TypeError for a wrong call. */
-static inline fl_stream *
-stream_of_reader(fl_stream_state *ss, PyObject *const *args, Py_ssize_t nargs,
-                 PyObject **attributes)
+/* Nothing is to be raised, nor a transport to be resumed. */
+static bool
+is_untroubled(const fl_reader *r)
 {
-    *attributes = NULL;
+    return r->exception == Py_None && r->paused == Py_False;
+}
+
+/* The transport that will receive for read(), NULL if there is something to return or to
+ * raise at once, or the transport does not read for the reader. */
+static fl_stream *
+to_wait_for(fl_stream_state *ss, const fl_reader *r)
+{
+    PyObject *buffer = fl_reader_buffer(r);
+    fl_stream *t = socket_transport(ss, r->transport);
+
+    if (t == NULL || buffer == NULL || PyByteArray_GET_SIZE(buffer) > 0 ||
+        !is_untroubled(r) || r->waiter != Py_None || t->loop == NULL || !t->stock ||
+        !fl_stream_is_reading(t) || r->loop != (PyObject *)t->loop) {
+        return NULL;
+    }
+    return t;
+}
+
+/* A future as reader._waiter. */
+static PyObject *
+make_waiter(fl_stream_state *ss, const fl_reader *r)
+{
+    PyObject *waiter = fl_future_new((fl_loop *)r->loop);
+
+    if (waiter != NULL && PyDict_SetItem(r->attributes, ss->str__waiter, waiter) < 0) {
+        Py_CLEAR(waiter);
+    }
+    return waiter;
+}
+
+static bool
+has_two(Py_ssize_t nargs)
+{
     if (nargs != 2) {
         PyErr_SetString(PyExc_TypeError, "a reader and a size are needed");
-        return NULL;
     }
-    *attributes = attributes_of(ss, args[0]);
-    return *attributes == NULL ? NULL : transport_of(ss, *attributes);
-}
-
-/* The reader has nothing that read() would have to return or raise at once. */
-static bool
-must_wait(fl_stream_state *ss, PyObject *reader, PyObject *attributes)
-{
-    PyObject *buffer = fl_streams_buffer(ss, reader, attributes);
-
-    return buffer != NULL && PyByteArray_GET_SIZE(buffer) == 0 &&
-           attribute(attributes, ss->str__waiter) == Py_None &&
-           attribute(attributes, ss->str__exception) == Py_None &&
-           attribute(attributes, ss->str__paused) == Py_False;
-}
-
-/* A future as reader._waiter, known to the transport. */
-static PyObject *
-make_waiter(fl_stream *t, PyObject *attributes)
-{
-    PyObject *waiter = fl_future_new(t->loop);
-
-    if (waiter == NULL) {
-        return NULL;
-    }
-    if (PyDict_SetItem(attributes, t->st->stream->str__waiter, waiter) < 0) {
-        Py_DECREF(waiter);
-        return NULL;
-    }
-    Py_XSETREF(t->read_waiter, (fl_future *)Py_NewRef(waiter));
-    return waiter;
+    return nargs == 2;
 }
 
 PyDoc_STRVAR(begin_read_doc,
@@ -154,44 +123,45 @@ static PyObject *
 begin_read(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
     fl_stream_state *ss = fl_state_of_module(module)->stream;
-    PyObject *attributes, *waiter = NULL;
-    fl_stream *t = stream_of_reader(ss, args, nargs, &attributes);
+    PyObject *waiter = NULL;
+    fl_stream *t;
+    fl_reader r;
 
-    if (t != NULL) {
-        fl_stream_settle(t);
-        if (size_of(args[1]) > 0 && must_wait(ss, args[0], attributes) &&
-            feeds(t, args[0], attributes) && reading_is_stock(ss)) {
-            waiter = make_waiter(t, attributes);
-        }
-        Py_DECREF(t);
+    if (!has_two(nargs)) {
+        return NULL;
     }
-    Py_XDECREF(attributes);
+    if (look_settled(ss, args[0], &r)) {
+        t = size_of(args[1]) > 0 ? to_wait_for(ss, &r) : NULL;
+        if (t != NULL) {
+            Py_INCREF(t);
+            waiter = make_waiter(ss, &r);
+            Py_XSETREF(t->read_waiter, (fl_future *)Py_XNewRef(waiter));
+            Py_DECREF(t);
+        }
+        fl_reader_done(&r);
+    }
     return waiter != NULL || PyErr_Occurred() ? waiter : Py_NewRef(Py_None);
 }
 
 int
-fl_streams_offer(fl_stream *t, PyObject *reader, PyObject *buffer)
+fl_streams_offer(fl_stream *t, const fl_reader *r)
 {
     fl_stream_state *ss = t->st->stream;
     fl_future *waiter = t->read_waiter;
-    PyObject *attributes = NULL;
-    int status = 0;
+    int status;
 
-    if (waiter->state == FL_PENDING && PyByteArray_GET_SIZE(buffer) == 0) {
-        attributes = attributes_of(ss, reader);
+    if (waiter->state != FL_PENDING || PyByteArray_GET_SIZE(r->buffer) > 0 ||
+        r->waiter != (PyObject *)waiter || !Py_IS_TYPE(r->object, ss->OurStreamReader)) {
+        return 0;
     }
-    if (attributes != NULL && attribute(attributes, ss->str__waiter) == (PyObject *)waiter) {
-        t->read_waiter = NULL; /* the reference is ours now */
-        status = PyDict_SetItem(attributes, ss->str__waiter, Py_None);
-        if (status == 0) {
-            status = fl_future_set_result(waiter, Py_None);
-        }
-        t->offered = status == 0;
-        status = status < 0 ? -1 : FL_STREAMS_OFFERED;
-        Py_DECREF(waiter);
+    t->read_waiter = NULL; /* the reference is ours now */
+    status = PyDict_SetItem(r->attributes, ss->str__waiter, Py_None);
+    if (status == 0) {
+        status = fl_future_set_result(waiter, Py_None);
     }
-    Py_XDECREF(attributes);
-    return status;
+    t->offered = status == 0;
+    Py_DECREF(waiter);
+    return status < 0 ? -1 : FL_STREAMS_OFFERED;
 }
 
 /* recv() for read(n), into a bytes object; what is too much goes to the reader's
@@ -267,40 +237,36 @@ static PyObject *
 end_read(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
     fl_stream_state *ss = fl_state_of_module(module)->stream;
-    PyObject *attributes, *buffer, *bytes = NULL;
-    Py_ssize_t size;
-    fl_stream *t = stream_of_reader(ss, args, nargs, &attributes);
+    PyObject *bytes = NULL, *buffer;
+    fl_stream *t = NULL;
+    fl_reader r;
 
-    if (t != NULL && t->offered) {
-        buffer = Py_XNewRef(fl_streams_buffer(ss, args[0], attributes));
-        size = size_of(args[1]);
-        if (size > 0 && buffer != NULL && feeds(t, args[0], attributes)) {
+    if (!has_two(nargs)) {
+        return NULL;
+    }
+    Py_ssize_t size = size_of(args[1]);
+    if (size > 0 && fl_reader_look(ss, args[0], &r)) {
+        t = socket_transport(ss, r.transport);
+        buffer = fl_reader_buffer(&r);
+        if (t != NULL && t->offered && t->loop != NULL && buffer != NULL) {
+            Py_INCREF(t);
+            Py_INCREF(buffer);
             bytes = take_offered(t, args[0], buffer, (size_t)size);
+            Py_DECREF(buffer);
+            Py_DECREF(t);
         }
         else {
-            fl_stream_settle(t);
+            t = NULL;
         }
-        Py_XDECREF(buffer);
+        fl_reader_done(&r);
     }
-    Py_XDECREF(t);
-    Py_XDECREF(attributes);
+    if (t == NULL) {
+        settle(ss, args[0]);
+    }
     return bytes != NULL || PyErr_Occurred() ? bytes : Py_NewRef(Py_None);
 }
 
 /* ---- what the buffer holds already ----------------------------------------- */
-
-/* The buffer of a reader that has nothing to raise and no transport to resume, owned;
- * NULL without an exception: asyncio's method must look. */
-static PyObject *
-held(fl_stream_state *ss, PyObject *reader, PyObject *attributes)
-{
-    if (attribute(attributes, ss->str__exception) != Py_None ||
-        attribute(attributes, ss->str__paused) != Py_False ||
-        attribute(attributes, ss->str_readuntil) != NULL || !reading_is_stock(ss)) {
-        return NULL;
-    }
-    return Py_XNewRef(fl_streams_buffer(ss, reader, attributes));
-}
 
 /* Where in the buffer, behind `from`, the first separator begins; -1: nowhere. */
 static Py_ssize_t
@@ -317,10 +283,9 @@ find(PyObject *buffer, PyObject *separator, Py_ssize_t from)
 
 /* reader._limit does not forbid so many bytes. */
 static bool
-in_limit(fl_stream_state *ss, PyObject *attributes, Py_ssize_t bytes)
+in_limit(const fl_reader *r, Py_ssize_t bytes)
 {
-    PyObject *limit = attribute(attributes, ss->str__limit);
-    Py_ssize_t most = limit != NULL && PyLong_CheckExact(limit) ? PyLong_AsSsize_t(limit) : -1;
+    Py_ssize_t most = PyLong_CheckExact(r->limit) ? PyLong_AsSsize_t(r->limit) : -1;
 
     if (most == -1) {
         PyErr_Clear(); /* too large for a number of bytes */
@@ -334,43 +299,27 @@ take(PyObject *buffer, Py_ssize_t size)
 {
     PyObject *bytes = PyBytes_FromStringAndSize(PyByteArray_AS_STRING(buffer), size);
 
+    Py_INCREF(buffer); /* a slice object is made: that can collect garbage */
     if (bytes != NULL && PySequence_DelSlice(buffer, 0, size) < 0) {
         Py_CLEAR(bytes);
     }
+    Py_DECREF(buffer);
     return bytes;
-}
-
-/* A new future as reader._waiter; NULL if there is one already. */
-static PyObject *
-wait_for_data(fl_stream_state *ss, PyObject *attributes, fl_state *st)
-{
-    PyObject *loop = attribute(attributes, ss->str__loop), *waiter;
-
-    if (attribute(attributes, ss->str__waiter) != Py_None || loop == NULL ||
-        !fl_is_loop(st, loop)) {
-        return NULL;
-    }
-    waiter = fl_future_new((fl_loop *)loop);
-    if (waiter != NULL && PyDict_SetItem(attributes, ss->str__waiter, waiter) < 0) {
-        Py_CLEAR(waiter);
-    }
-    return waiter;
 }
 
 /* How many bytes of the buffer readuntil(separator) returns; 0 if it must wait for
  * more, -1 if it is not for us. No separator begins before `from`. */
 static Py_ssize_t
-size_until(fl_stream_state *ss, PyObject *attributes, PyObject *buffer, PyObject *separator,
-           Py_ssize_t from)
+size_until(const fl_reader *r, PyObject *separator, Py_ssize_t from)
 {
-    Py_ssize_t size, found, len = PyByteArray_GET_SIZE(buffer);
+    Py_ssize_t size, found, len = PyByteArray_GET_SIZE(r->buffer);
 
     if (!PyBytes_CheckExact(separator) || PyBytes_GET_SIZE(separator) == 0 || from > len) {
         return -1;
     }
     size = PyBytes_GET_SIZE(separator);
-    found = find(buffer, separator, from);
-    if (!in_limit(ss, attributes, found >= 0 ? found : len + 1 - size)) {
+    found = find(r->buffer, separator, from);
+    if (!in_limit(r, found >= 0 ? found : len + 1 - size)) {
         return -1;
     }
     return found >= 0 ? found + size : 0;
@@ -378,34 +327,40 @@ size_until(fl_stream_state *ss, PyObject *attributes, PyObject *buffer, PyObject
 
 /* The same of readexactly(n). */
 static Py_ssize_t
-size_exactly(PyObject *buffer, PyObject *n)
+size_exactly(const fl_reader *r, PyObject *n)
 {
     Py_ssize_t size = size_of(n);
 
-    return size == 0 ? -1 : size <= PyByteArray_GET_SIZE(buffer) ? size : 0;
+    return size == 0 ? -1 : size <= PyByteArray_GET_SIZE(r->buffer) ? size : 0;
+}
+
+/* Somebody can wait for more, and nobody does. */
+static bool
+can_wait(fl_state *st, const fl_reader *r)
+{
+    return r->waiter == Py_None && fl_is_loop(st, r->loop);
 }
 
 /* What a function below returns, with `from` for _take_until(), -1 for the other. */
 static PyObject *
 take_or_wait(fl_state *st, PyObject *reader, PyObject *what, Py_ssize_t from)
 {
-    fl_stream_state *ss = st->stream;
-    PyObject *attributes = attributes_of(ss, reader), *buffer, *result = NULL;
+    PyObject *result = NULL;
     Py_ssize_t size;
+    fl_reader r;
 
-    if (attributes == NULL) {
-        Py_RETURN_NONE;
-    }
-    buffer = held(ss, reader, attributes);
-    if (buffer != NULL) {
-        size = from >= 0 ? size_until(ss, attributes, buffer, what, from)
-                         : size_exactly(buffer, what);
-        if (size >= 0) {
-            result = size > 0 ? take(buffer, size) : wait_for_data(ss, attributes, st);
+    if (look_settled(st->stream, reader, &r)) {
+        if (is_untroubled(&r) && fl_reader_buffer(&r) != NULL) {
+            size = from >= 0 ? size_until(&r, what, from) : size_exactly(&r, what);
+            if (size > 0) {
+                result = take(r.buffer, size);
+            }
+            else if (size == 0 && can_wait(st, &r)) {
+                result = make_waiter(st->stream, &r);
+            }
         }
-        Py_DECREF(buffer);
+        fl_reader_done(&r);
     }
-    Py_DECREF(attributes);
     return result != NULL || PyErr_Occurred() ? result : Py_NewRef(Py_None);
 }
 
@@ -436,11 +391,7 @@ PyDoc_STRVAR(take_exactly_doc,
 static PyObject *
 take_exactly(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
 {
-    if (nargs != 2) {
-        PyErr_SetString(PyExc_TypeError, "a reader and a size are needed");
-        return NULL;
-    }
-    return take_or_wait(fl_state_of_module(module), args[0], args[1], -1);
+    return !has_two(nargs) ? NULL : take_or_wait(fl_state_of_module(module), args[0], args[1], -1);
 }
 
 PyMethodDef fl_streams_module_methods[] = {
@@ -456,21 +407,15 @@ void
 fl_streams_adopt(fl_stream *t)
 {
     fl_stream_state *ss = t->st->stream;
-    PyObject *reader = NULL, *buffer = NULL;
+    fl_reader r;
 
-    if (!t->stock || !fl_streams_open(t->st, t->protocol, &reader, &buffer)) {
+    if (!t->stock || !fl_streams_open(t->st, t->protocol, &r)) {
         return;
     }
-    if (ss->OurStreamReader == NULL) {
-        PyObject *streams = PyImport_ImportModule("fastloop._streams");
-        PyObject *type = streams == NULL ? NULL : PyObject_GetAttrString(streams, "StreamReader");
-        Py_XDECREF(streams);
-        ss->OurStreamReader = (PyTypeObject *)type;
-    }
-    if (ss->OurStreamReader != NULL && Py_IS_TYPE(reader, ss->StreamReader)) {
-        (void)PyObject_SetAttr(reader, ss->str___class__, (PyObject *)ss->OurStreamReader);
+    if ((ss->OurStreamReader != NULL || fl_streams_import_ours(ss) == 0) &&
+        Py_IS_TYPE(r.object, ss->StreamReader)) {
+        (void)PyObject_SetAttr(r.object, ss->str___class__, (PyObject *)ss->OurStreamReader);
     }
     PyErr_Clear(); /* it is an asyncio.StreamReader still, and works as one */
-    Py_DECREF(reader);
-    Py_DECREF(buffer);
+    fl_reader_done(&r);
 }

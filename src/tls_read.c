@@ -358,19 +358,21 @@ read_to_bytearray(fl_tls *p, size_t waiting, PyObject *buffer, size_t *len)
 static int
 read_to_reader(fl_tls *p, size_t waiting)
 {
-    PyObject *reader, *buffer;
+    fl_reader reader;
+    PyObject *buffer;
     size_t len = 0;
     int ended;
 
-    if (!fl_streams_open(p->st, p->app_protocol, &reader, &buffer)) {
+    if (!fl_streams_open(p->st, p->app_protocol, &reader)) {
         return read_to_protocol(p, waiting);
     }
+    buffer = Py_NewRef(fl_reader_buffer(&reader));
     ended = read_to_bytearray(p, waiting, buffer, &len);
     if (ended != FAILED && len > 0 &&
-        fl_streams_fed(p->st, NULL, reader, PyByteArray_GET_SIZE(buffer)) < 0) {
+        fl_streams_fed(p->st, NULL, reader.object, PyByteArray_GET_SIZE(buffer)) < 0) {
         ended = FAILED;
     }
-    Py_DECREF(reader);
+    fl_reader_done(&reader);
     Py_DECREF(buffer);
     return ended;
 }

@@ -1,0 +1,307 @@
+/* streams_stock.c - is it a stock asyncio.StreamReader, and what does it hold?
+ *
+ * C code does for a reader what asyncio's methods would do as long as nobody has
+ * replaced one of those, on its class or on the object. The attributes of the reader
+ * stay the truth. They are read out of its __dict__ in one go, as no class attribute
+ * can be in their place while the classes are what they were when they were imported.
+ */
+#include "stream.h"
+
+/* ---- classes ---------------------------------------------------------------- */
+
+/* The methods that C code stands for, or leaves out where they would do nothing. */
+static const char *const method_names[] = {
+    "feed_data", "read", "readline", "readuntil", "readexactly",
+    "_wait_for_data", "_wakeup_waiter", "_maybe_resume_transport",
+};
+enum { METHODS = sizeof(method_names) / sizeof(*method_names) };
+
+/* In the order of StreamReader.__init__, and of the fields of fl_reader. */
+static const char *const field_names[FL_READER_FIELDS] = {
+    "_limit", "_loop", "_buffer", "_eof", "_waiter", "_exception", "_transport", "_paused",
+};
+
+/* The functions of `names` in a class, by name. None if one is not of the module with
+ * these `globals` (any, if NULL): somebody has replaced it already. */
+static PyObject *
+functions_of(PyTypeObject *type, const char *const *names, int count, PyObject *globals)
+{
+    PyObject *functions = PyDict_New(), *function;
+    bool ours = true;
+
+    for (int i = 0; functions != NULL && ours && i < count; i++) {
+        function = PyObject_GetAttrString((PyObject *)type, names[i]);
+        ours = function != NULL && PyFunction_Check(function) &&
+               (globals == NULL || PyFunction_GET_GLOBALS(function) == globals);
+        PyErr_Clear(); /* there is none */
+        if (ours && PyDict_SetItemString(functions, names[i], function) < 0) {
+            Py_CLEAR(functions);
+        }
+        Py_XDECREF(function);
+    }
+    if (functions != NULL && !ours) {
+        Py_SETREF(functions, Py_NewRef(Py_None));
+    }
+    return functions;
+}
+
+static PyObject *
+globals_of(const char *module_name)
+{
+    PyObject *module = PyImport_ImportModule(module_name);
+
+    Py_XDECREF(module); /* sys.modules has it */
+    return module == NULL ? NULL : PyModule_GetDict(module);
+}
+
+int
+fl_streams_import(fl_stream_state *ss)
+{
+    static const char *const data_received[] = {"data_received"};
+    PyObject *globals = globals_of("asyncio.streams");
+
+    if (globals == NULL) {
+        return -1;
+    }
+    for (int i = 0; i < FL_READER_FIELDS; i++) {
+        ss->reader_fields[i] = PyUnicode_InternFromString(field_names[i]);
+        if (ss->reader_fields[i] == NULL) {
+            return -1;
+        }
+    }
+    ss->protocol_methods = functions_of(ss->StreamReaderProtocol, data_received, 1, globals);
+    ss->reader_methods = functions_of(ss->StreamReader, method_names, METHODS, globals);
+    return ss->protocol_methods == NULL || ss->reader_methods == NULL ? -1 : 0;
+}
+
+int
+fl_streams_import_ours(fl_stream_state *ss)
+{
+    PyObject *module = PyImport_ImportModule("fastloop._streams");
+    PyObject *type = module == NULL ? NULL : PyObject_GetAttrString(module, "StreamReader");
+
+    Py_XDECREF(module);
+    if (type == NULL) {
+        return -1;
+    }
+    if (((PyTypeObject *)type)->tp_base != ss->StreamReader) { /* asyncio's name is somebody's */
+        Py_DECREF(type);
+        return -1;
+    }
+    ss->our_reader_methods = functions_of((PyTypeObject *)type, method_names, METHODS, NULL);
+    if (ss->our_reader_methods == NULL) {
+        Py_DECREF(type);
+        return -1;
+    }
+    ss->OurStreamReader = (PyTypeObject *)type;
+    return 0;
+}
+
+static bool
+has_methods(PyTypeObject *type, PyObject *methods)
+{
+    PyObject *name, *method, *found;
+    Py_ssize_t pos = 0;
+
+    while (PyDict_Next(methods, &pos, &name, &method)) {
+        found = PyObject_GetAttr((PyObject *)type, name);
+        Py_XDECREF(found);
+        if (found != method) {
+            PyErr_Clear();
+            return false;
+        }
+    }
+    return true;
+}
+
+/* No property or other attribute of the class hides what is in an object's __dict__. */
+static bool
+shows_fields(fl_stream_state *ss, PyTypeObject *type)
+{
+    if (type->tp_getattro != PyObject_GenericGetAttr ||
+        type->tp_setattro != PyObject_GenericSetAttr) {
+        return false;
+    }
+    for (int i = 0; i < FL_READER_FIELDS; i++) {
+        PyObject *found = PyObject_GetAttr((PyObject *)type, ss->reader_fields[i]);
+        if (found != NULL) {
+            Py_DECREF(found);
+            return false;
+        }
+        PyErr_Clear();
+    }
+    return true;
+}
+
+/* Whether type's version is *version: then it is as it was when looked at. */
+static inline bool
+is_unchanged(PyTypeObject *type, unsigned version)
+{
+    return type->tp_version_tag != 0 && type->tp_version_tag == version;
+}
+
+static bool
+reader_class_is_stock(fl_stream_state *ss, PyTypeObject *type, PyObject *methods,
+                      unsigned *version)
+{
+    if (is_unchanged(type, *version)) {
+        return true;
+    }
+    if (methods == Py_None || !has_methods(type, methods) || !shows_fields(ss, type)) {
+        return false;
+    }
+    *version = type->tp_version_tag;
+    return true;
+}
+
+/* Exactly an asyncio.StreamReader or our subclass, and the class what it was. */
+static bool
+is_stock_reader(fl_stream_state *ss, PyObject *reader)
+{
+    bool ours = Py_IS_TYPE(reader, ss->OurStreamReader);
+
+    return (ours || Py_IS_TYPE(reader, ss->StreamReader)) &&
+           reader_class_is_stock(ss, ss->StreamReader, ss->reader_methods,
+                                 &ss->reader_version) &&
+           (!ours || reader_class_is_stock(ss, ss->OurStreamReader, ss->our_reader_methods,
+                                           &ss->our_reader_version));
+}
+
+static bool
+protocol_class_is_stock(fl_stream_state *ss)
+{
+    PyTypeObject *type = ss->StreamReaderProtocol;
+
+    if (is_unchanged(type, ss->protocol_version)) {
+        return true;
+    }
+    if (ss->protocol_methods == Py_None || !has_methods(type, ss->protocol_methods)) {
+        return false;
+    }
+    ss->protocol_version = type->tp_version_tag;
+    return true;
+}
+
+/* ---- readers ---------------------------------------------------------------- */
+
+PyObject *
+fl_reader_attribute(PyObject *attributes, PyObject *name)
+{
+    PyObject *value = PyDict_GetItemWithError(attributes, name);
+
+    if (value == NULL && PyErr_Occurred()) {
+        PyErr_Clear(); /* of a foreign key's __eq__ */
+    }
+    return value;
+}
+
+/* None of the attributes that somebody has added replaces a method. */
+static bool
+replaces_no_method(fl_stream_state *ss, PyObject *attributes)
+{
+    PyObject *name, *method;
+    Py_ssize_t pos = 0;
+
+    while (PyDict_Next(ss->reader_methods, &pos, &name, &method)) {
+        if (fl_reader_attribute(attributes, name) != NULL) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Fill in r's fields; false if one is missing. */
+static bool
+read_fields(fl_stream_state *ss, fl_reader *r)
+{
+    PyObject *name, *value;
+    Py_ssize_t pos = 0;
+    int i = 0;
+
+    while (i < FL_READER_FIELDS && PyDict_Next(r->attributes, &pos, &name, &value) &&
+           name == ss->reader_fields[i]) {
+        r->fields[i++] = value;
+    }
+    for (; i < FL_READER_FIELDS; i++) { /* in another order */
+        r->fields[i] = fl_reader_attribute(r->attributes, ss->reader_fields[i]);
+        if (r->fields[i] == NULL) {
+            return false;
+        }
+    }
+    return PyDict_GET_SIZE(r->attributes) == FL_READER_FIELDS ||
+           replaces_no_method(ss, r->attributes);
+}
+
+bool
+fl_reader_look(fl_stream_state *ss, PyObject *reader, fl_reader *r)
+{
+    if (!is_stock_reader(ss, reader)) {
+        return false;
+    }
+    r->attributes = PyObject_GenericGetDict(reader, NULL);
+    if (r->attributes == NULL) {
+        PyErr_Clear();
+        return false;
+    }
+    r->object = Py_NewRef(reader);
+    if (!read_fields(ss, r)) {
+        fl_reader_done(r);
+        return false;
+    }
+    return true;
+}
+
+/* A strong reference to what a weakref refers to; NULL if it is gone. */
+static PyObject *
+dereference(PyObject *weakref)
+{
+#if PY_VERSION_HEX >= 0x030D0000
+    PyObject *object = NULL;
+    if (PyWeakref_GetRef(weakref, &object) < 0) {
+        PyErr_Clear();
+    }
+    return object;
+#else
+    PyObject *object = PyWeakref_GetObject(weakref);
+    return object == Py_None ? NULL : Py_XNewRef(object);
+#endif
+}
+
+/* The reader of a stock protocol, owned; NULL if there is none, or the protocol has a
+ * data_received() of its own. */
+static PyObject *
+reader_of(fl_stream_state *ss, PyObject *protocol)
+{
+    PyObject *attributes = PyObject_GenericGetDict(protocol, NULL);
+    PyObject *weakref, *reader = NULL;
+
+    if (attributes == NULL) {
+        PyErr_Clear();
+        return NULL;
+    }
+    weakref = fl_reader_attribute(attributes, ss->str__stream_reader_wr);
+    if (weakref != NULL && PyWeakref_CheckRefExact(weakref) &&
+        fl_reader_attribute(attributes, ss->str_data_received) == NULL) {
+        reader = dereference(weakref);
+    }
+    Py_DECREF(attributes);
+    return reader;
+}
+
+bool
+fl_streams_open(fl_state *st, PyObject *protocol, fl_reader *r)
+{
+    PyObject *reader = NULL;
+    bool open;
+
+    if (protocol_class_is_stock(st->stream)) {
+        reader = reader_of(st->stream, protocol);
+    }
+    open = reader != NULL && fl_reader_look(st->stream, reader, r);
+    if (open && fl_reader_buffer(r) == NULL) {
+        fl_reader_done(r);
+        open = false;
+    }
+    Py_XDECREF(reader);
+    return open;
+}
