@@ -52,12 +52,13 @@ class _Chunks:
 
 
 # What a pipe holds on Linux unless somebody asked for another size. With so little each side mostly
-# waits for the other: through one of four times the size goes four times as much.
+# waits for the other. The other side may read and write up to 256 KB at a time (cat of coreutils 9.5
+# and later does): only through a pipe of several times that do both sides work at once.
 _USUAL_SIZE = 65536
-_LARGE_SIZE = 262144
+_LARGE_SIZE = 1048576  # the most that a user without privileges may ask for (pipe(7))
 _FULL_TIMES = 4  # how often it was full before it is made larger
-# Large pipes that one loop has at a time: a user without privileges gets 64 MB for all (pipe(7)).
-_LARGE_AT_ONCE = 64
+# Large pipes that one loop has at a time: a user without privileges gets 64 MB for all.
+_LARGE_AT_ONCE = 16
 
 
 class _Growing:
@@ -139,8 +140,11 @@ class ReadPipeTransport(_Growing, unix_events._UnixReadPipeTransport):
         """Read what is there into the StreamReader; False if that cannot be done."""
         buffer = reader._buffer
         before = len(buffer)
-        # as much as makes it pause the transport
+        # as much as makes it pause the transport, or, of much, not quite: who reads runs before the
+        # next event, and the writer's pages are read as a whole
         size = 2 * reader._limit + 1 - before
+        if size > _USUAL_SIZE:
+            size -= 1
         if not 0 < size < self.max_size:
             size = self.max_size
         last = self._loop._read_pipe_into(self._fileno, size, buffer)
