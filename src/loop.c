@@ -121,24 +121,10 @@ fl_loop_flush_later(fl_loop *loop, fl_flush *f)
     loop->flush_tail = f;
 }
 
-/* Large messages come and go by malloc() and free(). As soon as 128 KiB are free at
- * the heap's end glibc gives them back to the kernel, and each page of the next
- * message is a page fault. Freeing one block that was mapped teaches it to keep up
- * to twice that block's size (mallopt(3), M_MMAP_THRESHOLD: dynamic). */
-static void
-keep_freed_memory(void)
-{
-    enum { ONCE_FREED = 1024 * 1024 };
-    volatile char *block = PyMem_RawMalloc(ONCE_FREED); /* volatile: not optimized out */
-
-    PyMem_RawFree((void *)block);
-}
-
 char *
 fl_loop_recv_buffer(fl_loop *loop)
 {
     if (loop->recv_buffer == NULL) {
-        keep_freed_memory();
         loop->recv_buffer = PyMem_Malloc(FL_RECV_BUFFER_SIZE);
         if (loop->recv_buffer == NULL) {
             PyErr_NoMemory();
@@ -765,6 +751,19 @@ loop_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwar
     return (PyObject *)loop;
 }
 
+/* Large messages come and go by malloc() and free(). As soon as 128 KiB are free at
+ * the heap's end glibc gives them back to the kernel, and each page of the next
+ * message is a page fault. Freeing one block that was mapped teaches it to keep up
+ * to twice that block's size (mallopt(3), M_MMAP_THRESHOLD: dynamic). */
+static void
+keep_freed_memory(void)
+{
+    enum { ONCE_FREED = 1024 * 1024 };
+    volatile char *block = PyMem_RawMalloc(ONCE_FREED); /* volatile: not optimized out */
+
+    PyMem_RawFree((void *)block);
+}
+
 static int
 loop_init(PyObject *self, PyObject *args, PyObject *kwargs)
 {
@@ -788,6 +787,7 @@ loop_init(PyObject *self, PyObject *args, PyObject *kwargs)
     if (fl_waker_open(&loop->waker, &loop->poller) < 0) {
         goto fail;
     }
+    keep_freed_memory();
     loop->open = true;
     loop->closed = false;
     return 0;
