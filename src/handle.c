@@ -161,9 +161,8 @@ fl_handle_new(fl_loop *loop, PyObject *callback, PyObject *const *args, Py_ssize
     return h;
 }
 
-/* Seconds to nanoseconds, rounded up so that a timer never runs early. */
-static int64_t
-deadline_ns(double when)
+int64_t
+fl_deadline_ns(double when)
 {
     double ns = ceil(when * 1e9);
     if (!(ns < 9.2e18)) { /* later than the clock can count, or NaN: never */
@@ -181,7 +180,8 @@ fl_timer_new(fl_loop *loop, double when, PyObject *callback, PyObject *const *ar
         return NULL;
     }
     t->when = when;
-    t->when_ns = deadline_ns(when);
+    t->when_ns = fl_deadline_ns(when);
+    t->handle.when_is_int = false;
     if (handle_fill(&t->handle, loop, callback, args, nargs, context) < 0) {
         Py_CLEAR(t);
     }
@@ -643,9 +643,16 @@ handle_get_context(PyObject *self, PyObject *Py_UNUSED(ignored))
 }
 
 static PyObject *
+timer_get_when(PyObject *self, void *Py_UNUSED(closure))
+{
+    fl_timer *t = (fl_timer *)self;
+    return t->handle.when_is_int ? PyLong_FromDouble(t->when) : PyFloat_FromDouble(t->when);
+}
+
+static PyObject *
 timer_when(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    return PyFloat_FromDouble(((fl_timer *)self)->when);
+    return timer_get_when(self, NULL);
 }
 
 static PyObject *
@@ -694,12 +701,6 @@ handle_set_source_traceback(PyObject *self, PyObject *value, void *Py_UNUSED(clo
     Py_XSETREF(as_handle(self)->source_traceback,
                value == Py_None ? NULL : Py_XNewRef(value));
     return 0;
-}
-
-static PyObject *
-timer_get_when(PyObject *self, void *Py_UNUSED(closure))
-{
-    return PyFloat_FromDouble(((fl_timer *)self)->when);
 }
 
 static PyObject *

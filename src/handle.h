@@ -40,6 +40,7 @@ struct fl_handle {
     bool cancelled;
     bool is_timer; /* it is an fl_timer */
     bool is_shared; /* it is a ThreadSafeHandle */
+    bool when_is_int; /* of an fl_timer: call_at() was given an int, and when() gives it back */
     bool tracked;  /* by the garbage collector: see handle_alloc() */
 };
 
@@ -58,6 +59,9 @@ fl_handle *fl_handle_new(fl_loop *loop, PyObject *callback, PyObject *const *arg
 /* A new TimerHandle due at `when` (seconds of loop.time()). */
 fl_timer *fl_timer_new(fl_loop *loop, double when, PyObject *callback,
                        PyObject *const *args, Py_ssize_t nargs, PyObject *context);
+
+/* Seconds to nanoseconds, rounded up so that a timer never runs early. */
+int64_t fl_deadline_ns(double when);
 
 /* Call the callback of the handle that the ready queue gave, in its context; takes
  * over the queue's reference. An exception goes to the loop's exception handler; only

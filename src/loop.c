@@ -21,6 +21,18 @@ as_loop(PyObject *self)
     return (fl_loop *)self;
 }
 
+/* Any real number, as asyncio takes it: what float arithmetic accepts. */
+static int
+to_seconds(PyObject *number, double *seconds)
+{
+    if (PyFloat_CheckExact(number)) {
+        *seconds = PyFloat_AS_DOUBLE(number);
+        return 0;
+    }
+    *seconds = PyFloat_AsDouble(number);
+    return *seconds == -1.0 && PyErr_Occurred() ? -1 : 0;
+}
+
 int64_t
 fl_clock_ns(void)
 {
@@ -30,6 +42,19 @@ fl_clock_ns(void)
 }
 
 /* --- for the other files --- */
+
+int
+fl_loop_time(fl_loop *loop, double *seconds)
+{
+    if (!loop->own_time) {
+        *seconds = (double)fl_clock_ns() * 1e-9;
+        return 0;
+    }
+    PyObject *now = PyObject_CallMethodNoArgs((PyObject *)loop, loop->st->str_time);
+    int rc = now == NULL ? -1 : to_seconds(now, seconds);
+    Py_XDECREF(now);
+    return rc;
+}
 
 int
 fl_loop_check_closed(fl_loop *loop)
@@ -265,18 +290,6 @@ schedule_timer(fl_loop *loop, const char *name, double when, const fl_call_args 
     return (PyObject *)t;
 }
 
-/* Any real number, as asyncio takes it: what float arithmetic accepts. */
-static int
-to_seconds(PyObject *number, double *seconds)
-{
-    if (PyFloat_CheckExact(number)) {
-        *seconds = PyFloat_AS_DOUBLE(number);
-        return 0;
-    }
-    *seconds = PyFloat_AsDouble(number);
-    return *seconds == -1.0 && PyErr_Occurred() ? -1 : 0;
-}
-
 PyDoc_STRVAR(call_later_doc,
              "call_later($self, delay, callback, *args, context=None)\n--\n\n"
              "Call callback(*args) after delay seconds. Returns a TimerHandle.");
@@ -296,8 +309,11 @@ loop_call_later(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObjec
     if (to_seconds(c.args[0], &delay) < 0) {
         return NULL;
     }
-    double when = (double)fl_clock_ns() * 1e-9 + delay;
-    return schedule_timer(as_loop(self), "call_later", when, &c);
+    double now;
+    if (fl_loop_time(as_loop(self), &now) < 0) {
+        return NULL;
+    }
+    return schedule_timer(as_loop(self), "call_later", now + delay, &c);
 }
 
 PyDoc_STRVAR(call_at_doc,
@@ -319,7 +335,11 @@ loop_call_at(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *
     if (to_seconds(c.args[0], &when) < 0) {
         return NULL;
     }
-    return schedule_timer(as_loop(self), "call_at", when, &c);
+    PyObject *timer = schedule_timer(as_loop(self), "call_at", when, &c);
+    if (timer != NULL) {
+        ((fl_timer *)timer)->handle.when_is_int = PyLong_CheckExact(c.args[0]);
+    }
+    return timer;
 }
 
 PyDoc_STRVAR(time_doc, "time($self, /)\n--\n\nThe loop's clock, time.monotonic(), in seconds.");
@@ -714,17 +734,16 @@ loop_close_engine(PyObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-/* Whether call_soon() is ours: then C code need not call it as a method. */
+/* Whether a method is ours, not a subclass's: then C code need not call it as a method. */
 static int
-has_native_call_soon(fl_state *st, PyTypeObject *type)
+has_native(PyTypeObject *type, PyObject *name, PyCFunction function)
 {
-    PyObject *own = PyObject_GetAttr((PyObject *)type, st->str_call_soon);
+    PyObject *own = PyObject_GetAttr((PyObject *)type, name);
     if (own == NULL) {
         return -1;
     }
     int ours = Py_IS_TYPE(own, &PyMethodDescr_Type) &&
-               ((PyMethodDescrObject *)own)->d_method->ml_meth ==
-                   (PyCFunction)(void (*)(void))loop_call_soon;
+               ((PyMethodDescrObject *)own)->d_method->ml_meth == function;
     Py_DECREF(own);
     return ours;
 }
@@ -742,12 +761,14 @@ loop_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwar
     loop->spin.possible = loop->caller_spin.possible = fl_spin_possible();
     loop->closed = true; /* until __init__ */
     fl_timers_open(&loop->timers);
-    int native = has_native_call_soon(st, type);
-    if (native < 0) {
+    int native = has_native(type, st->str_call_soon, (PyCFunction)(void (*)(void))loop_call_soon);
+    int time = has_native(type, st->str_time, loop_time);
+    if (native < 0 || time < 0) {
         Py_DECREF(loop);
         return NULL;
     }
     loop->native = native;
+    loop->own_time = !time;
     return (PyObject *)loop;
 }
 
@@ -797,13 +818,17 @@ fail:
     return -1;
 }
 
-/* A call_soon set on one loop (a monitor's, a test's) has to see every call. */
+/* A call_soon set on one loop (a monitor's, a test's) has to see every call, and a
+ * clock set in place of time() says when timers are due. */
 static int
 loop_setattro(PyObject *self, PyObject *name, PyObject *value)
 {
     int rc = PyObject_GenericSetAttr(self, name, value);
     if (rc == 0 && PyUnicode_Compare(name, as_loop(self)->st->str_call_soon) == 0) {
         as_loop(self)->native = false;
+    }
+    else if (rc == 0 && PyUnicode_Compare(name, as_loop(self)->st->str_time) == 0) {
+        as_loop(self)->own_time = true; /* also when it is deleted: the class's is asked then */
     }
     return rc;
 }

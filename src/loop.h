@@ -47,6 +47,7 @@ struct fl_loop {
     bool stopping;
     bool debug;
     bool native;        /* call_soon & co. are ours, not a Python subclass's */
+    bool own_time;      /* time() is not ours: a subclass's, or set on the loop */
     bool io_done;       /* bytes were sent since the last poll: poll next turn */
     bool turning;       /* fl_loop_run() is at work */
     bool first_turn;    /* of this run: it polls, as every turn of asyncio's does */
@@ -84,6 +85,10 @@ fl_is_loop(fl_state *st, PyObject *object)
 }
 
 int64_t fl_clock_ns(void);
+
+/* What time() says, which may be a program's (a test's clock). Runs Python code if
+ * loop->own_time. */
+int fl_loop_time(fl_loop *loop, double *seconds);
 
 /* End a blocking poll. Any thread, GIL held; cheap when the loop is awake. */
 static inline void

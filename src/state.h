@@ -38,7 +38,7 @@ typedef struct fl_timer fl_timer;
     X(_loop) X(get_debug) X(throw) X(is_running) X(_check_callback) X(_shutdown)         \
     X(_start_worker) X(_work_queue) X(_default_executor) X(_check_default_executor)      \
     X(asyncio) X(critical) X(run_in_executor) X(set_result) X(set_exception)             \
-    X(set_running_or_notify_cancel) X(submit) X(_state)
+    X(set_running_or_notify_cancel) X(submit) X(_state) X(time)
 
 struct fl_state {
     PyObject *module; /* borrowed: the module owns this state */

@@ -33,6 +33,22 @@ enum { FL_PEER_SLEEPS = 25000, FL_SLOW_TURNS = 4 };
  * a longer timeout overflows some pollers. */
 static const int64_t FL_POLL_LONGEST = 24LL * 3600 * 1000000000;
 
+/* The time that timers go by, in nanoseconds. */
+static int
+timer_clock(fl_loop *loop, int64_t *now)
+{
+    double seconds;
+    *now = loop->now_ns;
+    if (!loop->own_time) {
+        return 0;
+    }
+    if (fl_loop_restore_current(loop, NULL) < 0 || fl_loop_time(loop, &seconds) < 0) {
+        return -1;
+    }
+    *now = fl_deadline_ns(seconds);
+    return 0;
+}
+
 /* How long this turn may block, in nanoseconds; -1: until something happens. */
 static int
 poll_timeout(fl_loop *loop, int64_t *timeout)
@@ -45,11 +61,11 @@ poll_timeout(fl_loop *loop, int64_t *timeout)
         *timeout = -1;
         return 0;
     }
-    int64_t deadline;
-    if (fl_timers_next(&loop->timers, &deadline) < 0) {
+    int64_t deadline, now;
+    if (timer_clock(loop, &now) < 0 || fl_timers_next(&loop->timers, &deadline) < 0) {
         return -1;
     }
-    int64_t wait = deadline - loop->now_ns;
+    int64_t wait = deadline - now;
     *timeout = wait < 0 ? 0 : wait > FL_POLL_LONGEST ? FL_POLL_LONGEST : wait;
     return 0;
 }
@@ -165,8 +181,12 @@ static int
 queue_due_timers(fl_loop *loop)
 {
     fl_timer *t;
+    int64_t now;
     int found;
-    while ((found = fl_timers_pop_due(&loop->timers, loop->now_ns, &t)) > 0) {
+    if (timer_clock(loop, &now) < 0) {
+        return -1;
+    }
+    while ((found = fl_timers_pop_due(&loop->timers, now, &t)) > 0) {
         if (fl_ready_push(&loop->ready, t, FL_READY_HANDLE) < 0) {
             Py_DECREF(t);
             return -1;

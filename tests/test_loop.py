@@ -13,6 +13,7 @@ import textwrap
 import threading
 import warnings
 import weakref
+from unittest import mock
 
 import pytest
 
@@ -369,6 +370,67 @@ def test_the_exception_handler_sees_the_callbacks_variables(loop):
     loop.call_soon(lambda: seen.append(VAR.get()))
     turn(loop)
     assert seen == ["failed", "unset"]
+
+
+# --- time() ---
+
+
+def assert_goes_by_its_clock(loop, clock):
+    """Timers of a loop whose time() is clock[0]: due when it says so, however long that takes."""
+    fired = []
+
+    async def pass_by(seconds):
+        clock[0] += seconds
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def main():
+        loop.call_later(3600, fired.append, "later")
+        loop.call_at(clock[0] + 7200, fired.append, "at")
+        sleeper = loop.create_task(asyncio.sleep(3600, "slept"))
+        await pass_by(0)
+        await pass_by(3599)
+        assert fired == [] and not sleeper.done()
+        await pass_by(1)
+        assert fired == ["later"] and await sleeper == "slept"
+        await pass_by(3600)
+        assert fired == ["later", "at"]
+
+    loop.run_until_complete(main())
+
+
+def test_a_clock_set_on_a_loop_says_when_timers_are_due(loop):
+    clock = [1000]
+    with mock.patch.object(loop, "time", lambda: clock[0]):
+        assert_goes_by_its_clock(loop, clock)
+    loop.run_until_complete(asyncio.sleep(0.001))
+
+
+@pytest.mark.parametrize("base", (asyncio.SelectorEventLoop, fastloop.Loop))
+def test_a_subclass_has_a_clock_of_its_own(base):
+    class Clocked(base):
+        clock = [0.0]
+
+        def time(self):
+            return self.clock[0]
+
+    loop = Clocked()
+    assert_goes_by_its_clock(loop, loop.clock)
+    loop.close()
+
+
+def test_a_clock_that_fails_ends_the_run(loop):
+    loop.call_later(3600, print)
+    with mock.patch.object(loop, "time", side_effect=ZeroDivisionError), pytest.raises(ZeroDivisionError):
+        loop.run_forever()
+    turn(loop)
+
+
+def test_a_timer_remembers_whether_its_time_is_an_int(loop):
+    for when in (5, 5.0, 5.5):
+        timer = loop.call_at(when, print)
+        assert repr(timer.when()) == repr(when) and repr(timer._when) == repr(when)
+        timer.cancel()
 
 
 # --- exception handlers ---
