@@ -130,11 +130,16 @@ fl_fd_remove_handle(fl_loop *loop, int fd, unsigned which)
         return 0;
     }
     *slot = NULL;
+    PyObject *file = e->reader == NULL && e->writer == NULL ? e->file : NULL;
+    if (file != NULL) {
+        e->file = NULL;
+    }
     int rc = entry_set_interest(loop, e, fd, e->interest & ~which);
     if (rc == 0) {
         rc = fl_handle_cancel(old);
     }
     Py_DECREF(old);
+    Py_XDECREF(file);
     return rc < 0 ? -1 : 1;
 }
 
@@ -271,6 +276,7 @@ fl_fd_visit(fl_loop *loop, visitproc visit, void *arg)
     for (int fd = 0; fd < loop->fds.len; fd++) {
         Py_VISIT(loop->fds.entries[fd].reader);
         Py_VISIT(loop->fds.entries[fd].writer);
+        Py_VISIT(loop->fds.entries[fd].file);
         fl_watch *w = loop->fds.entries[fd].watch;
         if (w != NULL && w->held) {
             Py_VISIT(w->owner);
@@ -296,6 +302,7 @@ fl_fd_table_close(fl_loop *loop)
     for (int fd = 0; fd < t.len; fd++) {
         Py_CLEAR(t.entries[fd].reader);
         Py_CLEAR(t.entries[fd].writer);
+        Py_CLEAR(t.entries[fd].file);
     }
     PyMem_Free(t.entries);
 }
@@ -344,6 +351,30 @@ to_fd(PyObject *object)
     return fd;
 }
 
+/* The fd that a file object had when it was added, if it was closed since; or -1,
+ * with the exception that to_fd() raised. */
+static int
+fd_of_closed(fl_loop *loop, PyObject *file)
+{
+    for (int fd = 0; fd < loop->fds.len && PyErr_ExceptionMatches(PyExc_ValueError); fd++) {
+        if (loop->fds.entries[fd].file == file) {
+            PyErr_Clear();
+            return fd;
+        }
+    }
+    return -1;
+}
+
+/* Keep the file object that a handle was just added for. */
+static void
+keep_file(fl_loop *loop, int fd, PyObject *file)
+{
+    fl_fd_entry *e = entry_of(loop, fd);
+    if (e != NULL && (e->reader != NULL || e->writer != NULL) && !PyLong_Check(file)) {
+        Py_XSETREF(e->file, Py_NewRef(file));
+    }
+}
+
 static const char *const takes_fd[] = {"fd", "callback"};
 
 static PyObject *
@@ -363,6 +394,9 @@ add_fd_handle(PyObject *self, const char *name, PyObject *const *args, Py_ssize_
     if (h != NULL && fl_fd_set_handle(loop, fd, which, h) < 0) {
         Py_CLEAR(h);
     }
+    if (h != NULL) {
+        keep_file(loop, fd, c.args[0]);
+    }
     return (PyObject *)h;
 }
 
@@ -374,6 +408,9 @@ remove_fd_handle(PyObject *self, PyObject *object, unsigned which)
         Py_RETURN_FALSE;
     }
     int fd = to_fd(object);
+    if (fd < 0) {
+        fd = fd_of_closed(loop, object);
+    }
     if (fd < 0) {
         if (PyErr_ExceptionMatches(PyExc_OverflowError)) { /* then it was never added */
             PyErr_Clear();

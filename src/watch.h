@@ -35,6 +35,7 @@ typedef struct {
     fl_handle *reader; /* owned, or NULL */
     fl_handle *writer; /* owned, or NULL */
     fl_watch *watch;   /* borrowed (its owner unregisters before it dies), or see give_way */
+    PyObject *file;    /* owned: what reader or writer was added for, if not an int; or NULL */
     unsigned interest; /* what the poller was told */
     uint32_t generation; /* changes whenever the interest ends */
 } fl_fd_entry;
@@ -50,7 +51,9 @@ typedef struct {
 void fl_fd_table_close(fl_loop *loop);
 
 /* add_reader / add_writer and their removal; `which` is FL_READ or FL_WRITE.
- * fl_fd_set_handle takes a new reference and cancels the handle it replaces.
+ * fl_fd_set_handle takes a new reference and cancels the handle it replaces. As
+ * with a selector, the object with a fileno() that a handle is added for is kept
+ * while there is one, and finds the fd again after it was closed.
  * Removal: 1 if there was one (now cancelled), 0 if not, -1 on error. */
 int fl_fd_set_handle(fl_loop *loop, int fd, unsigned which, fl_handle *h);
 int fl_fd_remove_handle(fl_loop *loop, int fd, unsigned which);

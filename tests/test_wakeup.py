@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 
 import pytest
 from stream_helpers import take_number_of
@@ -287,6 +288,54 @@ def test_closed_socket_gets_asyncios_error(name):
         got.append(outcome(getattr(loop, name), closed_socket(), *args))
         loop.close()
     assert got[0] == got[1]
+
+
+@pytest.mark.parametrize("make_loop", LOOPS.values(), ids=LOOPS)
+def test_a_closed_socket_is_found_again_by_what_was_added(make_loop):
+    """A reader or writer can be removed after its socket was closed, by the socket."""
+    loop = make_loop()
+    one, other = socket.socketpair()
+    gone = []
+    for sock, name in ((one, "reader"), (other, "writer")):
+        getattr(loop, f"add_{name}")(sock, gone.append, sock)
+    loop.add_reader(other.fileno(), gone.append, other)
+    loop.remove_reader(other)
+    one.close()
+    other.close()
+    assert loop.remove_writer(one) is False and loop.remove_reader(one) is True
+    assert loop.remove_reader(other) is False and loop.remove_writer(other) is True
+    for remove in (loop.remove_reader, loop.remove_writer):
+        with pytest.raises(ValueError, match="Invalid file descriptor: -1"):
+            remove(one)
+    turn(loop)
+    assert gone == []
+    loop.close()
+
+
+@pytest.mark.parametrize("make_loop", LOOPS.values(), ids=LOOPS)
+def test_what_is_watched_stays_open(make_loop):
+    """Who adds a socket need not keep it: the loop does, until it is removed."""
+    loop = make_loop()
+    socks = list(socket.socketpair())
+    peer, fd, kept = socks[1], socks[0].fileno(), weakref.ref(socks[0])
+    loop.add_reader(socks.pop(0), loop.stop)
+    gc.collect()
+    peer.send(b"x")
+    loop.run_forever()
+    assert kept().recv(1) == b"x"
+    kept().close()
+    assert loop.remove_reader(kept()) is True
+    gc.collect()
+    assert kept() is None
+    other, again = socket.socketpair()
+    kept = weakref.ref(other)
+    loop.add_writer(other, print)
+    del other
+    loop.close()
+    gc.collect()
+    assert kept() is None
+    peer.close()
+    again.close()
 
 
 def test_number_that_is_no_fd_costs_no_memory(loop):
