@@ -363,7 +363,7 @@ loop_accept_connection(fl_loop *loop, PyObject *args, PyObject *kwargs)
                                      &a.shutdown_timeout, &a.context)) {
         return NULL;
     }
-    if (!PyObject_TypeCheck(a.sock, ss->SocketType)) {
+    if (!Py_IS_TYPE(a.sock, ss->SocketType)) {
         PyObject *method = PyObject_GetAttr(ss->SelectorLoop, ss->str__accept_connection);
         PyObject *bound = method == NULL ? NULL : PyMethod_New(method, (PyObject *)loop);
         PyObject *result = bound == NULL ? NULL : PyObject_Call(bound, args, kwargs);

@@ -598,8 +598,8 @@ loop_ensure_fd_no_transport(fl_loop *loop, PyObject *object)
 PyDoc_STRVAR(make_socket_transport_doc,
 "_make_socket_transport($self, sock, protocol, waiter=None, *, extra=None,\n"
 "                       server=None)\n--\n\n"
-"A SocketTransport for a connected, non-blocking socket.socket. Something else\n"
-"that only behaves like a socket gets asyncio's own transport.");
+"A SocketTransport for a connected, non-blocking, exact socket.socket. What else\n"
+"behaves like a socket gets asyncio's own transport, which calls its methods.");
 
 static PyObject *
 loop_make_socket_transport(fl_loop *loop, PyObject *args, PyObject *kwargs)
@@ -620,7 +620,7 @@ loop_make_socket_transport(fl_loop *loop, PyObject *args, PyObject *kwargs)
         fl_loop_check_closed(loop) < 0) {
         return NULL;
     }
-    if (PyObject_TypeCheck(sock, loop->st->stream->SocketType)) {
+    if (Py_IS_TYPE(sock, loop->st->stream->SocketType)) {
         return fl_stream_new(loop, sock, protocol, waiter, extra, server, context);
     }
     PyObject *method = PyObject_GetAttr(loop->st->stream->SelectorLoop,

@@ -365,6 +365,49 @@ def test_socket_like_objects_get_asyncios_transport(run):
     run(scenario)
 
 
+def test_methods_of_a_socket_subclass_are_used(run):
+    """What a subclass of socket.socket does to the bytes, it does to a transport's, at both ends."""
+
+    def veil(data):
+        return bytes(byte ^ 0x55 for byte in data)
+
+    class Veiled(socket.socket):
+        def recv(self, size):
+            return veil(super().recv(size))
+
+        def send(self, data):
+            return super().send(veil(data))
+
+        def accept(self):
+            accepted, address = super().accept()
+            return Veiled(fileno=accepted.detach()), address
+
+    async def answer(reader, writer):
+        writer.write(b"got " + await reader.readline())
+        await writer.drain()
+        writer.close()
+
+    async def scenario():
+        listener = Veiled()
+        listener.bind(("127.0.0.1", 0))
+        server = await asyncio.start_server(answer, sock=listener)
+        client = Veiled()
+        client.connect(listener.getsockname())
+        client.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=client)
+        writer.write(b"word\n")
+        assert await reader.read() == b"got word\n"
+        writer.close()
+        with socket.create_connection(listener.getsockname()) as plain:
+            plain.sendall(veil(b"plain\n"))
+            plain.setblocking(False)
+            assert await asyncio.get_running_loop().sock_recv(plain, 100) == veil(b"got plain\n")
+        server.close()
+        await server.wait_closed()
+
+    run(scenario)
+
+
 # --- keywords ------------------------------------------------------------------
 
 

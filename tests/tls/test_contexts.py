@@ -42,6 +42,43 @@ def test_unix_sockets(run, contexts, tmp_path):
     run(scenario())
 
 
+def test_over_a_socket_subclass(run, contexts):
+    class Counting(socket.socket):
+        received = sent = 0
+
+        def recv(self, size):
+            data = super().recv(size)
+            self.received += len(data)
+            return data
+
+        def recv_into(self, buffer):
+            size = super().recv_into(buffer)
+            self.received += size
+            return size
+
+        def send(self, data):
+            size = super().send(data)
+            self.sent += size
+            return size
+
+        def sendmsg(self, buffers):
+            size = super().sendmsg(buffers)
+            self.sent += size
+            return size
+
+    async def main():
+        server = await asyncio.start_server(echo, "127.0.0.1", 0, ssl=contexts()[0])
+        sock = Counting()
+        sock.connect(server.sockets[0].getsockname())
+        sock.setblocking(False)
+        await talk(*await asyncio.open_connection(sock=sock, ssl=contexts()[1], server_hostname="localhost"))
+        assert sock.received > 200_000 and sock.sent > 200_000
+        server.close()
+        await server.wait_closed()
+
+    run(main())
+
+
 def test_connect_accepted_socket(run, contexts):
     async def scenario():
         loop = asyncio.get_running_loop()
