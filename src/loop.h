@@ -54,6 +54,7 @@ struct fl_loop {
     unsigned long thread_id; /* of run_forever, 0 when not running */
     int64_t now_ns;     /* clock at the beginning of this turn */
     int64_t polled_ns;  /* clock at the last poll */
+    uint64_t polled_turn; /* number of the turn that polled last */
     int64_t share_gil_until_ns; /* poll every turn, without the GIL */
 
     PyObject *task_factory;   /* owned, or NULL */

@@ -22,7 +22,7 @@ enum { FL_POLL_LATE = 20000, FL_SHARE_GIL = 20000000 };
 
 /* Writes that are gathered wait for the end of the turn, but no longer than this (in
  * nanoseconds): so the peers have something to do during a long turn. */
-static const int64_t FL_FLUSH_WITHIN = 500000;
+static const int64_t FL_FLUSH_WITHIN = 2000000;
 
 /* Peers that are sent something more rarely than this (in nanoseconds) have gone to
  * sleep in between; that many turns in a row tell slow handlers from a processor that
@@ -149,6 +149,7 @@ poll_events(fl_loop *loop, int64_t timeout)
     bool shares = loop->io_done || loop->first_turn || shares_gil(loop);
 
     loop->polls++;
+    loop->polled_turn = loop->turns;
     if (timeout == 0 && !shares && fl_let_threads_in(loop->st) < 0) {
         return -1;
     }
@@ -170,11 +171,13 @@ poll_events(fl_loop *loop, int64_t timeout)
 static bool
 poll_is_due(const fl_loop *loop)
 {
-    if (fl_ready_len(&loop->ready) == 0 || loop->io_done || loop->first_turn ||
-        loop->stopping || shares_gil(loop)) {
+    if (fl_ready_len(&loop->ready) == 0 || loop->io_done || loop->first_turn || loop->stopping) {
         return true;
     }
-    return loop->now_ns - loop->polled_ns >= poll_interval(loop);
+    if (loop->gathers && loop->polled_turn == loop->turns - 1) {
+        return false; /* see learn_to_gather() */
+    }
+    return shares_gil(loop) || loop->now_ns - loop->polled_ns >= poll_interval(loop);
 }
 
 static int
@@ -367,7 +370,11 @@ run_ready(fl_loop *loop)
  * call: as much as a whole small HTTP request. If turn after turn writes to several
  * transports, and takes so long from one to the next that whoever is at their other
  * ends has time to fall asleep again, what comes next is sent at the turn's end, one
- * after the other. Where nobody sleeps, sending at once is cheaper. */
+ * after the other. Where nobody sleeps, sending at once is cheaper.
+ *
+ * For the same reason the requests that one poll brings are then answered together, in
+ * the turn after it: another poll in between would bring a few more, whose answers would
+ * be a turn behind, and so have the peers woken twice. */
 static void
 learn_to_gather(fl_loop *loop)
 {

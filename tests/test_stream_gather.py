@@ -143,7 +143,7 @@ def test_a_long_turn_sends_before_its_end():
 
             def write(transport):
                 transport.write(b"x")
-                time.sleep(0.001)
+                time.sleep(0.002)
 
             def look():
                 assert select.select([peers[0]], [], [], 0)[0] == [peers[0]]
@@ -152,6 +152,36 @@ def test_a_long_turn_sends_before_its_end():
             *_, first = await turn(*(lambda t=t: write(t) for t in transports[:2]), look)
             assert first == b"x"
             assert peers[1].recv(100) == b"x"
+
+    run(main)
+
+
+class SlowReader(asyncio.Protocol):
+    """Notes how often the loop had polled when data came and in the turn after that."""
+
+    def __init__(self):
+        loop = asyncio.get_running_loop()
+        self.polls, self.done = [], loop.create_future()
+        self.note = lambda: self.polls.append(loop.stats()["polls"])
+
+    def data_received(self, data):
+        loop = asyncio.get_running_loop()
+        self.note()
+        time.sleep(0.001)
+        loop.call_soon(self.note)
+        loop.call_soon(self.done.set_result, None)
+
+
+@pytest.mark.parametrize("learn", [True, False])
+def test_what_one_poll_brings_is_answered_before_the_next(learn):
+    async def main():
+        async with writers(learn) as (transports, peers):
+            reader = SlowReader()
+            transports[0].set_protocol(reader)
+            peers[0].send(b"request")
+            await reader.done
+            received, answered = reader.polls
+            assert answered - received == (0 if learn else 1)
 
     run(main)
 
