@@ -6,6 +6,7 @@
  */
 #include "addr.h"
 #include "report.h"
+#include "sockops.h"
 #include "stream.h"
 
 #include <errno.h>
@@ -363,7 +364,7 @@ loop_accept_connection(fl_loop *loop, PyObject *args, PyObject *kwargs)
                                      &a.shutdown_timeout, &a.context)) {
         return NULL;
     }
-    if (!Py_IS_TYPE(a.sock, ss->SocketType)) {
+    if (!fl_socket_is_stock(loop->st, a.sock)) {
         PyObject *method = PyObject_GetAttr(ss->SelectorLoop, ss->str__accept_connection);
         PyObject *bound = method == NULL ? NULL : PyMethod_New(method, (PyObject *)loop);
         PyObject *result = bound == NULL ? NULL : PyObject_Call(bound, args, kwargs);

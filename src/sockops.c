@@ -45,11 +45,37 @@ check_debug(fl_sockop *op)
     return differs == 0 ? 0 : -1;
 }
 
+bool
+fl_socket_is_stock(fl_state *st, PyObject *sock)
+{
+    fl_sock_state *ss = st->sock;
+    PyTypeObject *type = Py_TYPE(sock);
+    PyObject *name, *method, *found;
+    Py_ssize_t pos = 0;
+
+    if (type != ss->SocketType) {
+        return false;
+    }
+    if (type->tp_version_tag != 0 && type->tp_version_tag == ss->socket_version) {
+        return true; /* it changes with any attribute of the class */
+    }
+    while (PyDict_Next(ss->socket_methods, &pos, &name, &method)) {
+        found = PyObject_GetAttr((PyObject *)type, name);
+        Py_XDECREF(found);
+        if (found != method) {
+            PyErr_Clear();
+            return false;
+        }
+    }
+    ss->socket_version = type->tp_version_tag;
+    return true;
+}
+
 static int
 check_socket(fl_sockop *op)
 {
     fl_sock_state *ss = op->st->sock;
-    op->native = Py_TYPE(op->sock) == ss->SocketType;
+    op->native = fl_socket_is_stock(op->st, op->sock);
     if (!op->native) {
         PyObject *none = PyObject_CallOneArg(ss->check_ssl_socket, op->sock);
         if (none == NULL) {
@@ -701,11 +727,32 @@ import_from(const char *module_name, const char *name)
     return object;
 }
 
+/* _socket.socket's, which socket.socket inherits; and its own accept(). */
+static int
+import_methods(fl_sock_state *ss, PyObject *raw)
+{
+    static const char *const names[] = {"accept", "connect", "recv", "recv_into", "recvfrom",
+                                        "recvfrom_into", "send", "sendmsg", "sendto"};
+
+    ss->socket_methods = PyDict_New();
+    for (size_t i = 0; ss->socket_methods != NULL && i < sizeof(names) / sizeof(*names); i++) {
+        PyObject *type = i == 0 ? (PyObject *)ss->SocketType : raw;
+        PyObject *method = PyObject_GetAttrString(type, names[i]);
+        if (method == NULL || PyDict_SetItemString(ss->socket_methods, names[i], method) < 0) {
+            Py_CLEAR(ss->socket_methods);
+        }
+        Py_XDECREF(method);
+    }
+    return ss->socket_methods == NULL ? -1 : 0;
+}
+
 static int
 import_all(fl_sock_state *ss)
 {
     PyObject *raw = import_from("_socket", "socket");
-    if (raw == NULL) {
+    ss->SocketType = raw == NULL ? NULL : (PyTypeObject *)import_from("socket", "socket");
+    if (ss->SocketType == NULL || import_methods(ss, raw) < 0) {
+        Py_XDECREF(raw);
         return -1;
     }
     ss->raw_family = PyObject_GetAttrString(raw, "family");
@@ -713,7 +760,6 @@ import_all(fl_sock_state *ss)
     ss->raw_proto = ss->raw_type == NULL ? NULL : PyObject_GetAttrString(raw, "proto");
     Py_DECREF(raw);
     if (ss->raw_proto == NULL ||
-        (ss->SocketType = (PyTypeObject *)import_from("socket", "socket")) == NULL ||
         (ss->check_ssl_socket = import_from("asyncio.base_events", "_check_ssl_socket")) == NULL ||
         (ss->has_ipv6 = import_from("asyncio.base_events", "_HAS_IPv6")) == NULL) {
         return -1;
@@ -776,6 +822,7 @@ fl_sock_state_traverse(fl_state *st, visitproc visit, void *arg)
     Py_VISIT(ss->raw_family);
     Py_VISIT(ss->raw_type);
     Py_VISIT(ss->raw_proto);
+    Py_VISIT(ss->socket_methods);
     return 0;
 }
 
@@ -794,6 +841,7 @@ fl_sock_state_clear(fl_state *st)
     Py_CLEAR(ss->raw_family);
     Py_CLEAR(ss->raw_type);
     Py_CLEAR(ss->raw_proto);
+    Py_CLEAR(ss->socket_methods);
 #define FL_SOCK_CLEAR(name) Py_CLEAR(ss->str_##name);
     FL_SOCK_NAMES(FL_SOCK_CLEAR)
 #undef FL_SOCK_CLEAR

@@ -49,7 +49,7 @@ struct fl_sockop {
     Py_ssize_t sent;
     int fd;
     uint8_t state;
-    bool native;  /* an exact socket.socket: system calls instead of its methods */
+    bool native;  /* fl_socket_is_stock(): system calls instead of its methods */
     bool started; /* connect() has been called */
 };
 
@@ -61,6 +61,8 @@ typedef struct fl_sock_state {
     PyObject *check_ssl_socket; /* asyncio.base_events._check_ssl_socket */
     PyObject *has_ipv6;         /* asyncio.base_events._HAS_IPv6 */
     PyObject *raw_family, *raw_type, *raw_proto; /* _socket.socket's descriptors */
+    PyObject *socket_methods;   /* dict: those that C code does without, by name */
+    unsigned socket_version;    /* tp_version_tag of socket.socket when it last had them */
 
 #define FL_SOCK_NAMES(X)                                                                 \
     X(recv) X(recv_into) X(recvfrom) X(recvfrom_into) X(send) X(sendto) X(connect)       \
@@ -77,6 +79,10 @@ int fl_sock_init(PyObject *module, fl_state *st);
 int fl_sock_state_traverse(fl_state *st, visitproc visit, void *arg);
 void fl_sock_state_clear(fl_state *st);
 void fl_sock_state_free(fl_state *st);
+
+/* Exactly a socket.socket, and nobody has replaced a method of that class, as those do
+ * who keep tests off the network. */
+bool fl_socket_is_stock(fl_state *st, PyObject *sock);
 
 /* Add methods to a heap type that another file made. */
 int fl_add_methods(PyTypeObject *type, PyMethodDef *methods);

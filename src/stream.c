@@ -1,6 +1,7 @@
 /* stream.c - SocketTransport: its birth and its end. */
 #include "addr.h"
 #include "report.h"
+#include "sockops.h"
 #include "tls.h"
 
 #include <errno.h>
@@ -598,8 +599,8 @@ loop_ensure_fd_no_transport(fl_loop *loop, PyObject *object)
 PyDoc_STRVAR(make_socket_transport_doc,
 "_make_socket_transport($self, sock, protocol, waiter=None, *, extra=None,\n"
 "                       server=None)\n--\n\n"
-"A SocketTransport for a connected, non-blocking, exact socket.socket. What else\n"
-"behaves like a socket gets asyncio's own transport, which calls its methods.");
+"A SocketTransport for a connected, non-blocking socket.socket. A subclass, and what\n"
+"else behaves like a socket, gets asyncio's own transport, which calls its methods.");
 
 static PyObject *
 loop_make_socket_transport(fl_loop *loop, PyObject *args, PyObject *kwargs)
@@ -620,7 +621,7 @@ loop_make_socket_transport(fl_loop *loop, PyObject *args, PyObject *kwargs)
         fl_loop_check_closed(loop) < 0) {
         return NULL;
     }
-    if (Py_IS_TYPE(sock, loop->st->stream->SocketType)) {
+    if (fl_socket_is_stock(loop->st, sock)) {
         return fl_stream_new(loop, sock, protocol, waiter, extra, server, context);
     }
     PyObject *method = PyObject_GetAttr(loop->st->stream->SelectorLoop,

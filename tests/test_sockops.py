@@ -801,6 +801,61 @@ def test_cancelled_while_it_resolves_a_name(loop, monkeypatch):
     loop.run_until_complete(main())
 
 
+async def use_sock_connect(loop, address):
+    with socket.socket() as sock:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, address)
+
+
+async def use_create_connection(loop, address):
+    transport, _ = await loop.create_connection(asyncio.Protocol, *address)
+    transport.close()
+    await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("use", [use_sock_connect, use_create_connection])
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_a_method_replaced_on_the_class_is_used(loop, use, host, monkeypatch):
+    """pytest-socket keeps a suite off the network so."""
+
+    class Refused(Exception):
+        pass
+
+    def refuse(sock, address):
+        raise Refused
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = host, listener.getsockname()[1]
+        for _ in range(2):
+            loop.run_until_complete(use(loop, address))
+            with monkeypatch.context() as patch:
+                patch.setattr(socket.socket, "connect", refuse)
+                with pytest.raises(Refused):
+                    loop.run_until_complete(use(loop, address))
+        loop.run_until_complete(use(loop, address))
+
+
+def test_transports_use_methods_replaced_on_the_class(loop, monkeypatch):
+    sent = []
+
+    def send(sock, data):
+        sent.append(bytes(data))
+        return len(data)
+
+    async def main():
+        ours, peer = socket.socketpair()
+        _, writer = await asyncio.open_connection(sock=ours)
+        writer.write(b"x")
+        writer.close()
+        await writer.wait_closed()
+        assert peer.recv(1) == b""
+        peer.close()
+
+    monkeypatch.setattr(socket.socket, "send", send)
+    loop.run_until_complete(main())
+    assert b"x" in sent  # and what wakes asyncio's loop
+
+
 def test_never_awaited(fast, pair):
     with pytest.warns(RuntimeWarning, match=r"coroutine '.*sock_recv' was never awaited"):
         fast.sock_recv(pair[0], 1)
