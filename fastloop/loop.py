@@ -11,7 +11,7 @@ import selectors
 import sys
 import threading
 import weakref
-from asyncio import events
+from asyncio import events, unix_events
 
 from . import _core, _live_tasks  # noqa: F401
 from ._connect import ConnectMixin
@@ -109,6 +109,12 @@ class Loop(
         """
         super().close()
         self._close_engine()
+
+    def __del__(self, _asyncio=vars(unix_events)):
+        # A loop that is set and not closed goes at the end of the interpreter, when asyncio's
+        # modules are empty and their code cannot run. asyncio's own is never finalized there.
+        if _asyncio.get("sys") is not None:
+            super().__del__()
 
 
 Loop._bind_methods()

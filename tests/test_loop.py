@@ -821,3 +821,25 @@ def test_many_handles_at_once_are_reused_with_nothing_left_in_them(loop):
     turn(loop)
     del arguments, argument
     assert not any(reference() for reference in alive)
+
+
+@pytest.mark.parametrize("new_loop", ["asyncio.SelectorEventLoop", "fastloop.new_event_loop"])
+def test_loop_that_is_set_and_never_closed(new_loop):
+    """The end of the program is silent."""
+    source = f"""
+        import asyncio, fastloop
+
+        async def main():
+            process = await asyncio.create_subprocess_exec("true")
+            return await process.wait()
+
+        loop = {new_loop}()
+        asyncio.set_event_loop(loop)
+        print(loop.run_until_complete(main()))
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", textwrap.dedent(source)],
+        capture_output=True, text=True, timeout=250,
+        env={**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(fastloop.__file__))},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
