@@ -8,12 +8,14 @@ sandbox forbids it, a thread per child waits for it instead.
 """
 
 import asyncio
-import contextlib
+import functools
 import os
 import threading
 from asyncio import unix_events
 from asyncio.log import logger
 from asyncio.unix_events import _UnixSubprocessTransport
+
+_FastChildWatcher = getattr(unix_events, "FastChildWatcher", None)
 
 
 class _PidFd:
@@ -21,17 +23,16 @@ class _PidFd:
 
     __slots__ = ("fd",)
 
-    def __init__(self, pid):
-        self.fd = -1
-        self.fd = os.pidfd_open(pid)
+    def __init__(self, fd):
+        self.fd = fd
 
     def close(self):
         fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
+        os.close(fd)
 
     def __del__(self):
-        self.close()
+        if self.fd >= 0:
+            self.close()
 
 
 def _reap(pid, popen):
@@ -73,11 +74,10 @@ def _watcher_that_reaps_all():
 
     It takes the status of every child of the process away, so it has to be the one that is asked.
     """
-    watcher_type = getattr(unix_events, "FastChildWatcher", None)
-    if watcher_type is None:
+    if _FastChildWatcher is None:
         return None
     watcher = getattr(asyncio.get_event_loop_policy(), "_watcher", None)
-    return watcher if isinstance(watcher, watcher_type) and watcher.is_active() else None
+    return watcher if isinstance(watcher, _FastChildWatcher) and watcher.is_active() else None
 
 
 class ProcessMixin:
@@ -87,14 +87,18 @@ class ProcessMixin:
         self, protocol, args, shell, stdin, stdout, stderr, bufsize, extra=None, **kwargs
     ):
         waiter = self.create_future()
-        with _watcher_that_reaps_all() or contextlib.nullcontext() as watcher:
-            transport = _UnixSubprocessTransport(
-                self, protocol, args, shell, stdin, stdout, stderr, bufsize,
-                waiter=waiter, extra=extra, **kwargs,
-            )  # fmt: skip
-            if watcher is None:
-                self._watch_child(transport)
-            else:
+        make = functools.partial(
+            _UnixSubprocessTransport,
+            self, protocol, args, shell, stdin, stdout, stderr, bufsize,
+            waiter=waiter, extra=extra, **kwargs,
+        )  # fmt: skip
+        watcher = _watcher_that_reaps_all()
+        if watcher is None:
+            transport = make()
+            self._watch_child(transport)
+        else:
+            with watcher:
+                transport = make()
                 watcher.add_child_handler(
                     transport.get_pid(), self._child_watcher_callback, transport
                 )
@@ -111,7 +115,7 @@ class ProcessMixin:
     def _watch_child(self, transport):
         pid = transport.get_pid()
         try:
-            pidfd = _PidFd(pid)
+            pidfd = _PidFd(os.pidfd_open(pid))
         except (AttributeError, OSError):
             # Not there, forbidden, no descriptor left, or reaped already.
             threading.Thread(
@@ -126,7 +130,8 @@ class ProcessMixin:
     def _pidfd_ready(self, pidfd, pid, transport):
         self._remove_reader(pidfd.fd)
         pidfd.close()
-        self._child_exited(pid, transport)
+        # asyncio's hook: how soon process_exited() follows differs by version
+        self._child_watcher_callback(pid, _reap(pid, transport._proc), transport)
 
     def _wait_in_thread(self, pid, transport):
         popen = transport._proc
@@ -138,14 +143,13 @@ class ProcessMixin:
         else:  # macOS before 3.13
             returncode = _reap(pid, popen)
         try:
-            self.call_soon_threadsafe(self._child_exited, pid, transport, returncode)
+            self.call_soon_threadsafe(self._exit_seen_in_thread, pid, transport, returncode)
         except RuntimeError:  # closed: nobody else would reap it
             if returncode is None:
                 _reap(pid, popen)
             logger.warning("Loop %r that handles pid %r is closed", self, pid)
 
-    def _child_exited(self, pid, transport, returncode=None):
+    def _exit_seen_in_thread(self, pid, transport, returncode):
         if returncode is None:
             returncode = _reap(pid, transport._proc)
-        # asyncio's hook: how soon process_exited() follows differs by version
         self._child_watcher_callback(pid, returncode, transport)
