@@ -307,7 +307,7 @@ fl_stream_settle(fl_stream *t)
         return;
     }
     t->offered = false;
-    if (fl_stream_may_read(t) && read_ready(t) < 0) {
+    if (fl_stream_may_read(t) && t->loop->open && read_ready(t) < 0) {
         PyErr_WriteUnraisable((PyObject *)t);
     }
 }

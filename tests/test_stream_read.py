@@ -7,10 +7,11 @@ import inspect
 import random
 import socket
 import struct
+import sys
 import warnings
 
 import pytest
-from stream_helpers import clients_in_threads, run
+from stream_helpers import LOOPS, clients_in_threads, run
 
 
 async def open_pair(**kwargs):
@@ -102,6 +103,37 @@ def test_task_is_cancelled_between(run):
         await finish(writer, far)
 
     run(scenario)
+
+
+@pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
+def test_loop_is_closed_between(new_loop, monkeypatch):
+    """Destroyed after its loop was closed, the task says no more than that it was pending."""
+    unraisable = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    loop = new_loop()
+    loop.set_exception_handler(lambda loop, context: None)
+    ended = []
+
+    async def serve(reader, writer):
+        began.set()
+        try:
+            await reader.read(100)
+        finally:
+            ended.append(True)
+
+    began = asyncio.Event()
+    server = loop.run_until_complete(asyncio.start_server(serve, "127.0.0.1", 0))
+    with socket.create_connection(server.sockets[0].getsockname()) as far:
+        loop.run_until_complete(began.wait())
+        far.sendall(b"data")
+        loop.call_soon(loop.stop)
+        loop.run_forever()
+        assert not ended
+        server.close()
+        loop.close()
+        del server
+        gc.collect()
+    assert ended and unraisable == []
 
 
 def test_protocol_is_changed_between(run):
