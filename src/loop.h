@@ -73,7 +73,8 @@ struct fl_loop {
     /* for loop.stats() */
     uint64_t turns, polls, steps, bytes_in, bytes_out;
     int64_t slowest_turn_ns, slowest_callback_ns;
-    PyObject *slowest_callback; /* owned str, debug mode, or NULL */
+    PyObject *slowest_callback; /* owned str, or NULL */
+    int64_t timing_ns;          /* time that went by for which no entry was timed yet */
 };
 
 enum { FL_RECV_BUFFER_SIZE = 256 * 1024 };

@@ -156,7 +156,9 @@ poll_events(fl_loop *loop, int64_t timeout)
     int n = timeout == 0 ? poll_working(loop, shares, events) : poll_waiting(loop, timeout, events);
     int error = errno;
     loop->io_done = loop->first_turn = false;
-    loop->now_ns = loop->polled_ns = fl_clock_ns();
+    int64_t now = fl_clock_ns();
+    fl_stats_polled(loop, now);
+    loop->now_ns = loop->polled_ns = now;
     if (n < 0 && error != EINTR) {
         errno = error;
         PyErr_SetFromErrno(PyExc_OSError);
@@ -273,34 +275,44 @@ log_slow(fl_loop *loop, PyObject *object, double seconds)
     return result == NULL ? -1 : 0;
 }
 
-/* Debug mode: the entry is loop._current_handle while it runs, and timed. */
+/* Debug mode: log an entry that took longer than loop.slow_callback_duration. */
 static int
-run_entry_debug(fl_loop *loop, uintptr_t entry)
+report_slow(fl_loop *loop, PyObject *object, double seconds)
+{
+    double limit = 0.1;
+    if (loop->slow_callback_duration != NULL) {
+        limit = PyFloat_AsDouble(loop->slow_callback_duration);
+        if (limit == -1.0 && PyErr_Occurred()) {
+            return -1;
+        }
+    }
+    return seconds >= limit ? log_slow(loop, object, seconds) : 0;
+}
+
+/* Debug mode, and where it costs next to nothing (fl_stats_may_time): the entry is
+ * timed. In debug mode a handle is loop._current_handle while it runs. */
+static int
+run_entry_timed(fl_loop *loop, uintptr_t entry)
 {
     void *pointer = (void *)(entry & ~(uintptr_t)FL_READY_TAGS);
     bool is_watch = (entry & FL_READY_TAGS) == FL_READY_WATCH;
     PyObject *object = Py_NewRef(is_watch ? ((fl_watch *)pointer)->owner : pointer);
-    double limit = 0.1;
 
-    if ((entry & FL_READY_TAGS) == FL_READY_HANDLE) {
+    if (loop->debug && (entry & FL_READY_TAGS) == FL_READY_HANDLE) {
         Py_XSETREF(loop->current_handle, Py_NewRef(object));
     }
     int64_t begin = fl_clock_ns();
     int rc = run_entry(loop, entry);
     int64_t ns = fl_clock_ns() - begin;
-    double seconds = (double)ns * 1e-9;
     Py_CLEAR(loop->current_handle);
     if (rc == 0) {
         fl_stats_entry_ran(loop, object, ns);
     }
-    if (rc == 0 && loop->slow_callback_duration != NULL) {
-        limit = PyFloat_AsDouble(loop->slow_callback_duration);
-        if (limit == -1.0 && PyErr_Occurred()) {
-            rc = -1;
-        }
+    if (rc == 0 && loop->debug) {
+        rc = report_slow(loop, object, (double)ns * 1e-9);
     }
-    if (rc == 0 && seconds >= limit) {
-        rc = log_slow(loop, object, seconds);
+    if ((entry & FL_READY_TAGS) == FL_READY_TASK) {
+        return release_task(loop, (fl_task *)object) < 0 ? -1 : rc;
     }
     Py_DECREF(object);
     return rc;
@@ -358,7 +370,7 @@ run_ready(fl_loop *loop)
     for (; n > 0 && rc == 0 && fl_ready_len(&loop->ready) > 0; n--) {
         uintptr_t entry = fl_ready_pop(&loop->ready);
         loop->steps++;
-        rc = loop->debug ? run_entry_debug(loop, entry) : run_entry(loop, entry);
+        rc = fl_stats_may_time(loop) ? run_entry_timed(loop, entry) : run_entry(loop, entry);
         if (rc == 0 && flush_is_due(loop)) {
             rc = fl_empty_context_leave(loop) < 0 ? -1 : flush_writes(loop);
         }

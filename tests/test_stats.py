@@ -6,6 +6,7 @@ import logging
 import re
 import threading
 import time
+import weakref
 
 import pytest
 
@@ -96,12 +97,11 @@ def test_slowest_turn(loop):
     loop.call_soon(loop.stop)
     loop.run_forever()
     assert loop.stats()["slowest_turn"] >= 0.05
-    assert loop.stats()["slowest_callback"] is None
 
 
 async def slow_coroutine(loop):
     """Its second step is the slowest so far, on a machine that stands still at times, too; what was the slowest after it."""
-    await asyncio.sleep(0)
+    await asyncio.sleep(0.01)  # after which the loop has time to look at the clock, in debug mode or not
     time.sleep(0.15 + (loop.stats()["slowest_callback"] or (0,))[0])
     await asyncio.sleep(0)  # where it is when the report is made
     return loop.stats()["slowest_callback"]
@@ -117,6 +117,53 @@ def test_slow_callbacks_are_named(loop, caplog):
     assert any(re.fullmatch(rf"Executing {pattern} took \d+\.\d+ seconds", r.getMessage()) for r in caplog.records)
     assert seconds >= 0.15
     assert re.fullmatch(pattern, name)
+
+
+def test_slow_callbacks_are_found_without_debug_mode(loop, caplog):
+    seconds, name = loop.run_until_complete(slow_coroutine(loop))
+    assert seconds >= 0.15
+    assert "slow_coroutine() running at" in name
+    assert not caplog.records
+    loop.call_later(0.01, time.sleep, seconds + 0.15)
+    loop.call_later(0.01, loop.stop)
+    loop.run_forever()
+    seconds, name = loop.stats()["slowest_callback"]
+    assert seconds >= 0.3
+    assert name.startswith("<TimerHandle when=") and "sleep(" in name
+
+
+def test_a_task_that_is_timed_dies_where_it_ends(loop):
+    """As any other: before what comes after it, and with no current task."""
+    seen = []
+
+    async def main():
+        await asyncio.sleep(0.01)  # what runs after a pause is timed
+        weakref.finalize(loop.create_task(asyncio.sleep(0)), lambda: seen.append(asyncio.current_task()))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        seen.append("later")
+
+    loop.run_until_complete(main())
+    assert seen == [None, "later"]
+
+
+class BadRepr:
+    def __call__(self):
+        time.sleep(0.1)
+
+    def __repr__(self):
+        raise ValueError("no repr")
+
+
+def test_a_slow_callback_without_a_name(loop, monkeypatch):
+    """Its repr() fails: that is told where errors go that nobody can handle, and the loop lives."""
+    unraisable = []
+    monkeypatch.setattr("sys.unraisablehook", lambda error: unraisable.append(str(error.exc_value)))
+    loop.call_later(0.01, BadRepr())
+    loop.call_later(0.02, loop.stop)
+    loop.run_forever()
+    assert unraisable in (["no repr"], [])  # a slower one may have been found before
+    assert loop.run_until_complete(asyncio.sleep(0, "alive")) == "alive"
 
 
 def test_faulthandler_shows_the_coroutine(tmp_path):
