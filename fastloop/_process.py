@@ -23,8 +23,9 @@ class _PidFd:
 
     __slots__ = ("fd",)
 
-    def __init__(self, fd):
-        self.fd = fd
+    def __init__(self, pid):
+        self.fd = -1
+        self.fd = os.pidfd_open(pid)  # last: an object that cannot be made would leave it open
 
     def close(self):
         fd, self.fd = self.fd, -1
@@ -115,7 +116,7 @@ class ProcessMixin:
     def _watch_child(self, transport):
         pid = transport.get_pid()
         try:
-            pidfd = _PidFd(os.pidfd_open(pid))
+            pidfd = _PidFd(pid)
         except (AttributeError, OSError):
             # Not there, forbidden, no descriptor left, or reaped already.
             threading.Thread(

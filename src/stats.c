@@ -8,7 +8,6 @@
 #include "stats.h"
 
 #include "handle.h"
-#include "loop.h"
 
 /* How long a callback takes at least to be called slow, and named, in nanoseconds: that
  * may run a program's own repr(). */
