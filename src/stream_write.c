@@ -492,7 +492,7 @@ check_writable(fl_stream *t, const char *eof_text, const char *sendfile_text)
 static int
 write_bytes(fl_stream *t, PyObject *data, Py_buffer *view, const char *start, size_t len)
 {
-    bool gather = note_write(t);
+    bool gather = note_write(t) && len <= FLUSH_EARLY;
     size_t sent = 0;
 
     if (t->out.bytes == 0 && !gather) {

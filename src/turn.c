@@ -27,7 +27,7 @@ static const int64_t FL_FLUSH_WITHIN = 2000000;
 /* Peers that are sent something more rarely than this (in nanoseconds) have gone to
  * sleep in between; that many turns in a row tell slow handlers from a processor that
  * was taken away for a moment. */
-enum { FL_PEER_SLEEPS = 25000, FL_SLOW_TURNS = 4 };
+enum { FL_PEER_SLEEPS = 15000, FL_SLOW_TURNS = 4 };
 
 /* selectors and asyncio wait no longer than this either (24 h, in nanoseconds):
  * a longer timeout overflows some pollers. */
@@ -173,13 +173,14 @@ poll_events(fl_loop *loop, int64_t timeout)
 static bool
 poll_is_due(const fl_loop *loop)
 {
-    if (fl_ready_len(&loop->ready) == 0 || loop->io_done || loop->first_turn || loop->stopping) {
+    if (fl_ready_len(&loop->ready) == 0 || loop->first_turn || loop->stopping) {
         return true;
     }
     if (loop->gathers && loop->polled_turn == loop->turns - 1) {
         return false; /* see learn_to_gather() */
     }
-    return shares_gil(loop) || loop->now_ns - loop->polled_ns >= poll_interval(loop);
+    return loop->io_done || shares_gil(loop) ||
+           loop->now_ns - loop->polled_ns >= poll_interval(loop);
 }
 
 static int
@@ -292,7 +293,7 @@ report_slow(fl_loop *loop, PyObject *object, double seconds)
 /* Debug mode, and where it costs next to nothing (fl_stats_may_time): the entry is
  * timed. In debug mode a handle is loop._current_handle while it runs. */
 static int
-run_entry_timed(fl_loop *loop, uintptr_t entry)
+run_entry_timed(fl_loop *loop, uintptr_t entry, int64_t *now)
 {
     void *pointer = (void *)(entry & ~(uintptr_t)FL_READY_TAGS);
     bool is_watch = (entry & FL_READY_TAGS) == FL_READY_WATCH;
@@ -301,9 +302,10 @@ run_entry_timed(fl_loop *loop, uintptr_t entry)
     if (loop->debug && (entry & FL_READY_TAGS) == FL_READY_HANDLE) {
         Py_XSETREF(loop->current_handle, Py_NewRef(object));
     }
-    int64_t begin = fl_clock_ns();
+    int64_t begin = *now != 0 ? *now : fl_clock_ns();
     int rc = run_entry(loop, entry);
-    int64_t ns = fl_clock_ns() - begin;
+    *now = fl_clock_ns();
+    int64_t ns = *now - begin;
     Py_CLEAR(loop->current_handle);
     if (rc == 0) {
         fl_stats_entry_ran(loop, object, ns);
@@ -311,7 +313,12 @@ run_entry_timed(fl_loop *loop, uintptr_t entry)
     if (rc == 0 && loop->debug) {
         rc = report_slow(loop, object, (double)ns * 1e-9);
     }
-    if ((entry & FL_READY_TAGS) == FL_READY_TASK) {
+    bool is_task = (entry & FL_READY_TAGS) == FL_READY_TASK;
+    if (loop->debug || Py_REFCNT(object) == 1 ||
+        (is_task && ((fl_task *)object)->fut.state != FL_PENDING)) {
+        *now = 0; /* neither logging nor a finalizer is the next entry's time */
+    }
+    if (is_task) {
         return release_task(loop, (fl_task *)object) < 0 ? -1 : rc;
     }
     Py_DECREF(object);
@@ -356,24 +363,50 @@ turn_in_callback(fl_loop *loop)
 
 /* Has what waits for the end of the turn waited long enough? */
 static bool
-flush_is_due(const fl_loop *loop)
+flush_is_due(const fl_loop *loop, int64_t *now)
 {
-    return loop->flush_head != NULL && fl_clock_ns() - loop->flush_since >= FL_FLUSH_WITHIN;
+    if (loop->flush_head == NULL) {
+        return false;
+    }
+    if (*now == 0) {
+        *now = fl_clock_ns();
+    }
+    return *now - loop->flush_since >= FL_FLUSH_WITHIN;
+}
+
+/* Run one entry. *now is the clock if it was looked at when the entry before was done, or
+ * 0; and then the same of this entry. */
+static int
+run_next(fl_loop *loop, int64_t *now)
+{
+    uintptr_t entry = fl_ready_pop(&loop->ready);
+    int rc;
+
+    loop->steps++;
+    if (fl_stats_may_time(loop)) {
+        rc = run_entry_timed(loop, entry, now);
+    }
+    else {
+        *now = 0;
+        rc = run_entry(loop, entry);
+    }
+    if (rc == 0 && flush_is_due(loop, now)) {
+        *now = 0;
+        rc = fl_empty_context_leave(loop) < 0 ? -1 : flush_writes(loop);
+    }
+    return rc;
 }
 
 static int
 run_ready(fl_loop *loop)
 {
-    size_t n = fl_ready_len(&loop->ready);
+    int64_t now = 0;
     int rc = 0;
-    /* fewer than n are left if a callback turned the loop itself */
-    for (; n > 0 && rc == 0 && fl_ready_len(&loop->ready) > 0; n--) {
-        uintptr_t entry = fl_ready_pop(&loop->ready);
-        loop->steps++;
-        rc = fl_stats_may_time(loop) ? run_entry_timed(loop, entry) : run_entry(loop, entry);
-        if (rc == 0 && flush_is_due(loop)) {
-            rc = fl_empty_context_leave(loop) < 0 ? -1 : flush_writes(loop);
+    for (size_t n = fl_ready_len(&loop->ready); n > 0 && rc == 0; n--) {
+        if (fl_ready_len(&loop->ready) == 0) {
+            break; /* a callback turned the loop itself */
         }
+        rc = run_next(loop, &now);
     }
     return fl_empty_context_leave(loop) < 0 ? -1 : rc;
 }

@@ -157,10 +157,11 @@ def test_a_long_turn_sends_before_its_end():
 
 
 class SlowReader(asyncio.Protocol):
-    """Notes how often the loop had polled when data came and in the turn after that."""
+    """Notes how often the loop had polled when data came and in the turn after that. `answers` are (transport, bytes)."""
 
-    def __init__(self):
+    def __init__(self, answers):
         loop = asyncio.get_running_loop()
+        self.answers = answers
         self.polls, self.done = [], loop.create_future()
         self.note = lambda: self.polls.append(loop.stats()["polls"])
 
@@ -168,15 +169,20 @@ class SlowReader(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         self.note()
         time.sleep(0.001)
+        for transport, answer in self.answers:
+            transport.write(answer)
         loop.call_soon(self.note)
         loop.call_soon(self.done.set_result, None)
 
 
+@pytest.mark.parametrize("sends", [True, False])
 @pytest.mark.parametrize("learn", [True, False])
-def test_what_one_poll_brings_is_answered_before_the_next(learn):
+def test_what_one_poll_brings_is_answered_before_the_next(learn, sends):
+    """Also if an earlier request is answered in between."""
+
     async def main():
         async with writers(learn) as (transports, peers):
-            reader = SlowReader()
+            reader = SlowReader([(transport, b"earlier") for transport in transports[1:3] if sends])
             transports[0].set_protocol(reader)
             peers[0].send(b"request")
             await reader.done
