@@ -81,17 +81,17 @@ typedef struct {
     bool lent;           /* the fd is watched by somebody else (sendfile) */
 } fl_stream;
 
-/* What a stock StreamReader holds. */
-enum { FL_READER_FIELDS = 8 };
+/* What a stock StreamReader holds, in the order of its __init__(). */
+typedef enum {
+    FL_READER_LIMIT, FL_READER_LOOP, FL_READER_BUFFER, FL_READER_EOF, FL_READER_WAITER,
+    FL_READER_EXCEPTION, FL_READER_TRANSPORT, FL_READER_PAUSED, FL_READER_FIELDS
+} fl_reader_field;
+
 typedef struct {
-    PyObject *object;     /* owned: the reader */
-    PyObject *attributes; /* owned: its __dict__ */
-    union {               /* borrowed from there: only good until something else runs */
-        struct {
-            PyObject *limit, *loop, *buffer, *eof, *waiter, *exception, *transport, *paused;
-        };
-        PyObject *fields[FL_READER_FIELDS];
-    };
+    PyObject *object;       /* owned: the reader */
+    PyObject *attributes;   /* owned: its __dict__ */
+    PyObject *const *names; /* those of the fields */
+    PyObject *buffer;       /* borrowed: its bytearray if it takes more, else NULL */
 } fl_reader;
 
 /* What the module needs of asyncio for streams; fl_state.stream. */
@@ -270,18 +270,14 @@ fl_reader_done(fl_reader *r)
     Py_DECREF(r->object);
 }
 
-/* The bytearray of a reader that takes more, borrowed; else NULL. */
-static inline PyObject *
-fl_reader_buffer(const fl_reader *r)
-{
-    return r->eof == Py_False && PyByteArray_CheckExact(r->buffer) ? r->buffer : NULL;
-}
+/* A field of a reader, borrowed, only good until something else runs; NULL: it is gone. */
+PyObject *fl_reader_get(const fl_reader *r, fl_reader_field field);
 
 /* An object's <name>, borrowed out of its __dict__; NULL if there is none. */
 PyObject *fl_reader_attribute(PyObject *attributes, PyObject *name);
 
 /* Where bytes for `protocol`, exactly an asyncio.StreamReaderProtocol, can be put
- * directly: its reader, to which fl_reader_buffer() gives a buffer. False: nowhere. */
+ * directly: its reader, which has a buffer. False: nowhere. */
 bool fl_streams_open(fl_state *st, PyObject *protocol, fl_reader *r);
 
 /* streams_fast.c */

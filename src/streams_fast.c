@@ -206,7 +206,7 @@ fl_streams_fed(fl_state *st, fl_stream *t, PyObject *reader, Py_ssize_t total)
 static int
 receive_for(fl_stream *t, fl_reader *r, ssize_t *n)
 {
-    PyObject *buffer = fl_reader_buffer(r);
+    PyObject *buffer = r->buffer;
     size_t room;
     int done = t->read_waiter == NULL ? 0 : fl_streams_offer(t, r), error;
 

@@ -46,7 +46,7 @@ static bool
 look_settled(fl_stream_state *ss, PyObject *reader, fl_reader *r)
 {
     bool stock = fl_reader_look(ss, reader, r);
-    fl_stream *t = stock ? socket_transport(ss, r->transport) : NULL;
+    fl_stream *t = stock ? socket_transport(ss, fl_reader_get(r, FL_READER_TRANSPORT)) : NULL;
 
     if (stock && (t == NULL || !t->offered)) {
         return true;
@@ -74,7 +74,8 @@ size_of(PyObject *n)
 static bool
 is_untroubled(const fl_reader *r)
 {
-    return r->exception == Py_None && r->paused == Py_False;
+    return fl_reader_get(r, FL_READER_EXCEPTION) == Py_None &&
+           fl_reader_get(r, FL_READER_PAUSED) == Py_False;
 }
 
 /* The transport that will receive for read(), NULL if there is something to return or to
@@ -82,22 +83,23 @@ is_untroubled(const fl_reader *r)
 static fl_stream *
 to_wait_for(fl_stream_state *ss, const fl_reader *r)
 {
-    PyObject *buffer = fl_reader_buffer(r);
-    fl_stream *t = socket_transport(ss, r->transport);
+    PyObject *buffer = r->buffer;
+    fl_stream *t = socket_transport(ss, fl_reader_get(r, FL_READER_TRANSPORT));
 
     if (t == NULL || buffer == NULL || PyByteArray_GET_SIZE(buffer) > 0 ||
-        !is_untroubled(r) || r->waiter != Py_None || t->loop == NULL || !t->stock ||
-        !fl_stream_is_reading(t) || r->loop != (PyObject *)t->loop) {
+        !is_untroubled(r) || fl_reader_get(r, FL_READER_WAITER) != Py_None ||
+        t->loop == NULL || !t->stock || !fl_stream_is_reading(t) ||
+        fl_reader_get(r, FL_READER_LOOP) != (PyObject *)t->loop) {
         return NULL;
     }
     return t;
 }
 
-/* A future as reader._waiter. */
+/* A future as reader._waiter; reader._loop is one of ours. */
 static PyObject *
 make_waiter(fl_stream_state *ss, const fl_reader *r)
 {
-    PyObject *waiter = fl_future_new((fl_loop *)r->loop);
+    PyObject *waiter = fl_future_new((fl_loop *)fl_reader_get(r, FL_READER_LOOP));
 
     if (waiter != NULL && PyDict_SetItem(r->attributes, ss->str__waiter, waiter) < 0) {
         Py_CLEAR(waiter);
@@ -151,7 +153,8 @@ fl_streams_offer(fl_stream *t, const fl_reader *r)
     int status;
 
     if (waiter->state != FL_PENDING || PyByteArray_GET_SIZE(r->buffer) > 0 ||
-        r->waiter != (PyObject *)waiter || !Py_IS_TYPE(r->object, ss->OurStreamReader)) {
+        fl_reader_get(r, FL_READER_WAITER) != (PyObject *)waiter ||
+        !Py_IS_TYPE(r->object, ss->OurStreamReader)) {
         return 0;
     }
     t->read_waiter = NULL; /* the reference is ours now */
@@ -246,8 +249,8 @@ end_read(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     }
     Py_ssize_t size = size_of(args[1]);
     if (size > 0 && fl_reader_look(ss, args[0], &r)) {
-        t = socket_transport(ss, r.transport);
-        buffer = fl_reader_buffer(&r);
+        t = socket_transport(ss, fl_reader_get(&r, FL_READER_TRANSPORT));
+        buffer = r.buffer;
         if (t != NULL && t->offered && t->loop != NULL && buffer != NULL) {
             Py_INCREF(t);
             Py_INCREF(buffer);
@@ -285,7 +288,8 @@ find(PyObject *buffer, PyObject *separator, Py_ssize_t from)
 static bool
 in_limit(const fl_reader *r, Py_ssize_t bytes)
 {
-    Py_ssize_t most = PyLong_CheckExact(r->limit) ? PyLong_AsSsize_t(r->limit) : -1;
+    PyObject *limit = fl_reader_get(r, FL_READER_LIMIT);
+    Py_ssize_t most = limit != NULL && PyLong_CheckExact(limit) ? PyLong_AsSsize_t(limit) : -1;
 
     if (most == -1) {
         PyErr_Clear(); /* too large for a number of bytes */
@@ -338,7 +342,9 @@ size_exactly(const fl_reader *r, PyObject *n)
 static bool
 can_wait(fl_state *st, const fl_reader *r)
 {
-    return r->waiter == Py_None && fl_is_loop(st, r->loop);
+    PyObject *loop = fl_reader_get(r, FL_READER_LOOP);
+
+    return loop != NULL && fl_is_loop(st, loop) && fl_reader_get(r, FL_READER_WAITER) == Py_None;
 }
 
 /* What a function below returns, with `from` for _take_until(), -1 for the other. */
@@ -350,7 +356,7 @@ take_or_wait(fl_state *st, PyObject *reader, PyObject *what, Py_ssize_t from)
     fl_reader r;
 
     if (look_settled(st->stream, reader, &r)) {
-        if (is_untroubled(&r) && fl_reader_buffer(&r) != NULL) {
+        if (is_untroubled(&r) && r.buffer != NULL) {
             size = from >= 0 ? size_until(&r, what, from) : size_exactly(&r, what);
             if (size > 0) {
                 result = take(r.buffer, size);

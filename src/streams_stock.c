@@ -2,8 +2,8 @@
  *
  * C code does for a reader what asyncio's methods would do as long as nobody has
  * replaced one of those, on its class or on the object. The attributes of the reader
- * stay the truth. They are read out of its __dict__ in one go, as no class attribute
- * can be in their place while the classes are what they were when they were imported.
+ * stay the truth. They are read out of its __dict__, as no class attribute can be in
+ * their place while the classes are what they were when they were imported.
  */
 #include "stream.h"
 
@@ -16,7 +16,7 @@ static const char *const method_names[] = {
 };
 enum { METHODS = sizeof(method_names) / sizeof(*method_names) };
 
-/* In the order of StreamReader.__init__, and of the fields of fl_reader. */
+/* By fl_reader_field. */
 static const char *const field_names[FL_READER_FIELDS] = {
     "_limit", "_loop", "_buffer", "_eof", "_waiter", "_exception", "_transport", "_paused",
 };
@@ -195,6 +195,18 @@ fl_reader_attribute(PyObject *attributes, PyObject *name)
     return value;
 }
 
+PyObject *
+fl_reader_get(const fl_reader *r, fl_reader_field field)
+{
+    PyObject *name, *value;
+    Py_ssize_t pos = field; /* there, unless somebody has deleted one and set it again */
+
+    if (PyDict_Next(r->attributes, &pos, &name, &value) && name == r->names[field]) {
+        return value;
+    }
+    return fl_reader_attribute(r->attributes, r->names[field]);
+}
+
 /* None of the attributes that somebody has added replaces a method. */
 static bool
 replaces_no_method(fl_stream_state *ss, PyObject *attributes)
@@ -202,6 +214,9 @@ replaces_no_method(fl_stream_state *ss, PyObject *attributes)
     PyObject *name, *method;
     Py_ssize_t pos = 0;
 
+    if (PyDict_GET_SIZE(attributes) == FL_READER_FIELDS) {
+        return true; /* there is none */
+    }
     while (PyDict_Next(ss->reader_methods, &pos, &name, &method)) {
         if (fl_reader_attribute(attributes, name) != NULL) {
             return false;
@@ -210,31 +225,11 @@ replaces_no_method(fl_stream_state *ss, PyObject *attributes)
     return true;
 }
 
-/* Fill in r's fields; false if one is missing. */
-static bool
-read_fields(fl_stream_state *ss, fl_reader *r)
-{
-    PyObject *name, *value;
-    Py_ssize_t pos = 0;
-    int i = 0;
-
-    while (i < FL_READER_FIELDS && PyDict_Next(r->attributes, &pos, &name, &value) &&
-           name == ss->reader_fields[i]) {
-        r->fields[i++] = value;
-    }
-    for (; i < FL_READER_FIELDS; i++) { /* in another order */
-        r->fields[i] = fl_reader_attribute(r->attributes, ss->reader_fields[i]);
-        if (r->fields[i] == NULL) {
-            return false;
-        }
-    }
-    return PyDict_GET_SIZE(r->attributes) == FL_READER_FIELDS ||
-           replaces_no_method(ss, r->attributes);
-}
-
 bool
 fl_reader_look(fl_stream_state *ss, PyObject *reader, fl_reader *r)
 {
+    PyObject *buffer;
+
     if (!is_stock_reader(ss, reader)) {
         return false;
     }
@@ -244,9 +239,16 @@ fl_reader_look(fl_stream_state *ss, PyObject *reader, fl_reader *r)
         return false;
     }
     r->object = Py_NewRef(reader);
-    if (!read_fields(ss, r)) {
+    r->names = ss->reader_fields;
+    r->buffer = NULL;
+    if (!replaces_no_method(ss, r->attributes)) {
         fl_reader_done(r);
         return false;
+    }
+    buffer = fl_reader_get(r, FL_READER_BUFFER);
+    if (buffer != NULL && PyByteArray_CheckExact(buffer) &&
+        fl_reader_get(r, FL_READER_EOF) == Py_False) {
+        r->buffer = buffer;
     }
     return true;
 }
@@ -298,7 +300,7 @@ fl_streams_open(fl_state *st, PyObject *protocol, fl_reader *r)
         reader = reader_of(st->stream, protocol);
     }
     open = reader != NULL && fl_reader_look(st->stream, reader, r);
-    if (open && fl_reader_buffer(r) == NULL) {
+    if (open && r->buffer == NULL) {
         fl_reader_done(r);
         open = false;
     }

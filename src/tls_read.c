@@ -366,7 +366,7 @@ read_to_reader(fl_tls *p, size_t waiting)
     if (!fl_streams_open(p->st, p->app_protocol, &reader)) {
         return read_to_protocol(p, waiting);
     }
-    buffer = Py_NewRef(fl_reader_buffer(&reader));
+    buffer = Py_NewRef(reader.buffer);
     ended = read_to_bytearray(p, waiting, buffer, &len);
     if (ended != FAILED && len > 0 &&
         fl_streams_fed(p->st, NULL, reader.object, PyByteArray_GET_SIZE(buffer)) < 0) {
