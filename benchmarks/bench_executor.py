@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import importlib.machinery
 import importlib.util
 import sysconfig
@@ -64,6 +65,7 @@ async def run_coroutine_threadsafe(loop, k):
     thread.join()
 
 
+@contextlib.contextmanager
 def starvation(loop_name, options):
     """Steps of a CPU-bound task on the loop beside 32 threads of the default executor that never rest."""
     stop = False
@@ -74,6 +76,7 @@ def starvation(loop_name, options):
 
     async def steps():
         nonlocal stop
+        stop = False
         workers = [loop.run_in_executor(None, burn) for _ in range(32)]
         await asyncio.sleep(0.05)
         count, begin = 0, time.perf_counter()
@@ -89,7 +92,7 @@ def starvation(loop_name, options):
     loop = new_loop(loop_name)
     if loop_name != "fastloop":  # whose own pool of 32 is what is measured
         loop.set_default_executor(concurrent.futures.ThreadPoolExecutor(32))
-    return {"value": loop.run_until_complete(steps())}
+    yield lambda: {"value": loop.run_until_complete(steps())}
 
 
 register(Benchmark("executor", "busy_workers_32", "steps/s", starvation, cores=CORES))

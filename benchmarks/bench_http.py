@@ -44,11 +44,13 @@ def start_wrk(address, options):
 
 
 def read_wrk(output):
-    """wrk's figures; an answer that is not 200, or a socket error, makes them worthless."""
-    if "Non-2xx" in output or "Socket errors" in output:
+    """wrk's figures; an answer that is not 200, a socket error, or no answer at all makes them worthless."""
+    operations = int(re.search(r"(\d+) requests in", output)[1])
+    if "Non-2xx" in output or "Socket errors" in output or not operations:
         raise RuntimeError(output)
     p50, p99 = (microseconds(re.search(rf"{p}%\s+([\d.]+)(\w+)", output)) for p in (50, 99))
-    return {"value": float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1]), "p50_us": p50, "p99_us": p99}
+    value = float(re.search(r"Requests/sec:\s+([\d.]+)", output)[1])
+    return {"value": value, "operations": operations, "p50_us": p50, "p99_us": p99}
 
 
 def microseconds(match):
@@ -56,10 +58,10 @@ def microseconds(match):
 
 
 def http(name, server):
-    def run(loop_name, options):
+    def open_server(loop_name, options):
         return serve(loop_name, options, "tcp", server, (start_wrk, read_wrk))
 
-    register(Benchmark("http", name, "requests/s", run))
+    register(Benchmark("http", name, "requests/s", open_server))
 
 
 http("uvicorn_plaintext", uvicorn_server)

@@ -41,10 +41,10 @@ def echo_limit(fd):
 
 
 def tls(name, server, arguments, unit="messages/s"):
-    def run(loop_name, options):
+    def open_server(loop_name, options):
         return serve(loop_name, options, "tcp", server, loadgen(arguments, flags=FLAGS), echo_limit)
 
-    register(Benchmark("tls", name, unit, run, has_limit=True))
+    register(Benchmark("tls", name, unit, open_server, has_limit=True))
 
 
 for size, text in ((1024, "1k"), (100 * 1024, "100k")):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import importlib
 import os
@@ -21,19 +22,29 @@ sys.path.append(str(HERE.parent))  # last, so that an installed fastloop wins ov
 
 @dataclass(frozen=True)
 class Benchmark:
-    """One row of the table. `run(loop_name, options)` returns a dict with at least `value`, in `unit`."""
+    """One row of the table.
+
+    `open(loop_name, options)` is a context manager for all that can be ready beforehand, such as the loop and its server. It gives
+    a function that measures once: it returns a dict with at least `value`, in `unit`, and where it is known `cpu_us`, the CPU
+    microseconds of the measured process for each of its operations.
+    """
 
     group: str
     name: str
     unit: str
-    run: Callable
+    open: Callable
     has_limit: bool = False
     lower_is_better: bool = False
     cores: int = 1  # how many cores the measured process may use; a load generator has the next one
+    repeatable: bool = True  # whether one process can measure again and again
 
     @property
     def full_name(self):
         return f"{self.group}.{self.name}"
+
+    def run(self, loop_name, options):
+        with self.open(loop_name, options) as measure:
+            return measure()
 
 
 @dataclass(frozen=True)
@@ -73,30 +84,43 @@ def timed(group, *, batch=1, limit=None, unit="ops/s", cores=1):
     """Register `async def f(loop, k)`, which does `k * batch` operations; `limit(k)` does the same without a loop."""
 
     def decorate(function):
-        def run(loop_name, options):
+        @contextlib.contextmanager
+        def open_loop(loop_name, options):
             if loop_name == LIMIT:
-                return {"value": rate(limit, batch, options)}
+                yield rate(limit, batch, options)
+                return
             with contextlib.closing(new_loop(loop_name)) as loop:
-                return {"value": rate(lambda k: loop.run_until_complete(function(loop, k)), batch, options)}
+                yield rate(lambda k: loop.run_until_complete(function(loop, k)), batch, options)
 
-        register(Benchmark(group, function.__name__, unit, run, limit is not None, cores=cores))
+        register(Benchmark(group, function.__name__, unit, open_loop, limit is not None, cores=cores))
         return function
 
     return decorate
 
 
 def rate(function, batch, options, repeats=3):
-    """Operations a second of `function(k)`: the best of `repeats` timings after some that find the right `k`."""
+    """Find the `k` for which `function(k)` takes the right time; the function that then measures: the best of `repeats` timings."""
     if options.ops:
-        function(max(1, options.ops // batch))
-        return 0.0
+        return functools.partial(count_only, function, max(1, options.ops // batch))
     function(1)  # what is only done once, such as imports and compiling, is not measured
     k, taken = 1, 0.0
     while taken < options.seconds / 20:
         k *= 2
         taken = elapsed(function, k)
     k = max(1, round(k * options.seconds / repeats / taken))
-    return k * batch / min(elapsed(function, k) for _ in range(repeats))
+
+    def measure():
+        cpu = time.process_time()
+        shortest = min(elapsed(function, k) for _ in range(repeats))
+        cpu = time.process_time() - cpu
+        return {"value": k * batch / shortest, "cpu_us": cpu * 1e6 / (repeats * k * batch)}
+
+    return measure
+
+
+def count_only(function, k):
+    function(k)
+    return {"value": 0.0}
 
 
 def elapsed(function, k):

@@ -1,6 +1,7 @@
 """Measure event loops against each other and against the limit, and print one table.
 
 python benchmarks/run.py [NAME ...] [--loops fastloop,asyncio,uvloop,...] [--rounds N] [--markdown] [--json FILE] [--plot FOLDER]
+python benchmarks/run.py [NAME ...] --paired [--restarts N] [--rounds N] [--seconds 0.1]    # for loops within noise of each other
 
 A NAME is a group ("core"), a benchmark ("core.sleep0") or a pattern ("network.*1k*"). The first loop is the one whose ratios are shown.
 """
@@ -16,8 +17,10 @@ import subprocess
 import sys
 
 import harness
+import paired
 import plot
 from harness import BENCHMARKS, LIMIT, LOOPS, Options
+from report import number, print_table, ratio
 
 GROUPS = ("core", "executor", "network", "http", "tls", "process")
 
@@ -31,20 +34,26 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help="what to run; everything without one")
     parser.add_argument("--loops", default=",".join(LOOPS), help="comma-separated, the subject first (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved runs of each loop, the best counts (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=0.5, help="length of one run (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, help="interleaved runs of each loop, the best counts (default: 5; 25 if paired)")
+    parser.add_argument("--seconds", type=float, help="length of one run or slice (default: 0.5; 0.1 if paired)")
+    parser.add_argument("--paired", action="store_true", help="short slices of all loops in turn, and their ratios within a round")
+    parser.add_argument("--restarts", type=int, default=4, help="with --paired: how often all begin anew (default: %(default)s)")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     parser.add_argument("--json", metavar="FILE", help="also write every single figure to FILE")
     parser.add_argument("--plot", metavar="FOLDER", help="also draw a chart of each group, FOLDER/<group>.svg")
     parser.add_argument("--list", action="store_true", help="list the benchmarks")
     parser.add_argument("--worker", nargs=2, metavar=("NAME", "LOOP"), help="run one benchmark here and print its JSON")
     parser.add_argument("--ops", type=int, help="with --worker: a fixed number of operations, for profilers that count instructions")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.paired and arguments.plot:
+        parser.error("--plot draws the best of single runs, which --paired does not have")
+    arguments.rounds = arguments.rounds or (25 if arguments.paired else 5)
+    arguments.seconds = arguments.seconds or (0.1 if arguments.paired else 0.5)
+    return arguments
 
 
-def work(name, loop_name, options):
+def work(benchmark, loop_name, options):
     """In a fresh process: run one benchmark once and print what it found."""
-    benchmark = BENCHMARKS[name]
     if not options.ops:
         harness.pin(0, benchmark.cores)
     print(json.dumps(benchmark.run(loop_name, options)), flush=True)
@@ -101,13 +110,6 @@ def best(entry, name):
     return min(values) if entry["lower_is_better"] else max(values)
 
 
-def ratio(entry, value, other):
-    """How many times better `value` is than `other`; above 1 is better, whichever way the unit counts."""
-    if not value or not other:
-        return None
-    return other / value if entry["lower_is_better"] else value / other
-
-
 def table(entries, loops):
     """Rows of strings: the best figures, then the subject's ratios."""
     subject, others = loops[0], loops[1:]
@@ -124,32 +126,28 @@ def table(entries, loops):
     return rows
 
 
-def number(value):
-    if value is None:
-        return ""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def print_table(rows, markdown):
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for i, row in enumerate(rows):
-        cells = [cell.ljust(w) if j < 2 else cell.rjust(w) for j, (cell, w) in enumerate(zip(row, widths))]
-        print("| " + " | ".join(cells) + " |" if markdown else "  ".join(cells))
-        if markdown and i == 0:
-            print("|" + "|".join("-" * (w + 1) + (":" if j > 1 else "-") for j, w in enumerate(widths)) + "|")
-
-
 def main():
     arguments = parse_arguments()
     load_groups()
     if arguments.worker:
-        work(*arguments.worker, Options(arguments.seconds, arguments.ops))
+        name, loop_name = arguments.worker
+        (paired.work if arguments.paired else work)(BENCHMARKS[name], loop_name, Options(arguments.seconds, arguments.ops))
     if arguments.list:
         print("\n".join(BENCHMARKS))
         return
+    benchmarks = selected(arguments.names)
+    if arguments.paired:
+        benchmarks = paired.repeatable(benchmarks)
     loops = [name for name in arguments.loops.split(",") if harness.is_available(name)] + [LIMIT]
-    entries = [measure(b, loops, arguments.rounds, arguments.seconds) for b in selected(arguments.names)]
-    title = f"CPython {platform.python_version()}, {platform.platform()}, best of {arguments.rounds} interleaved runs"
+    title = f"CPython {platform.python_version()}, {platform.platform()}, "
+    if arguments.paired:
+        title += f"{arguments.restarts} x {arguments.rounds} rounds of {arguments.seconds} s slices"
+        entries = paired.measure_all(benchmarks, loops, arguments)
+        rows = paired.table(entries, loops)
+    else:
+        title += f"best of {arguments.rounds} interleaved runs"
+        entries = [measure(b, loops, arguments.rounds, arguments.seconds) for b in benchmarks]
+        rows = table(entries, loops)
     if arguments.json:
         when = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
         with open(arguments.json, "w") as file:
@@ -157,7 +155,7 @@ def main():
     if arguments.plot:
         plot.write(arguments.plot, title, entries, loops, lambda e, name: ratio(e, best(e, name), best(e, "asyncio")))
     print(title, end="\n\n")
-    print_table(table(entries, loops), arguments.markdown)
+    print_table(rows, arguments.markdown)
     for entry in entries:
         for name, reason in entry["failures"].items():
             print(f"\n{entry['name']} failed on {name}: {reason}")

@@ -1,12 +1,16 @@
 """Running a server on one core under a load on the next: what the network, HTTP and TLS benchmarks share."""
 
+import contextlib
+import functools
 import json
 import os
+import pathlib
 import random
 import socket
 import subprocess
 import tempfile
 import threading
+import time
 
 from harness import LIMIT, compile_c, new_loop
 
@@ -51,7 +55,8 @@ def loadgen(arguments, *, flags=(), scale=1):
 
     def read(output):
         figures = json.loads(output)
-        return {"value": figures.pop("messages_per_second") * scale, **figures}
+        rate, count = figures.pop("messages_per_second"), figures.pop("messages")
+        return {"value": rate * scale, "operations": count * scale, **figures}
 
     return start, read
 
@@ -63,29 +68,58 @@ def finish(process, read):
     return read(output)
 
 
+@contextlib.contextmanager
 def serve(loop_name, options, kind, start_server, load, limit=None):
-    """Start a server on a fresh loop, or `limit(fd)` as its own process, put the load on it, and return the load's figures.
+    """A server on a fresh loop, or `limit(fd)` as its own process, and the function that puts the load on it and returns its figures.
 
-    `start_server` is `async def f(loop, sock)`; what it returns is kept alive meanwhile.
+    `start_server` is `async def f(loop, sock)`; what it returns is kept alive meanwhile. The loop runs only under the load.
     """
     start_load, read = load
     sock, address = make_socket(kind)
+
+    def run_load():
+        return finish(start_load(address, options), read)
+
     try:
         if loop_name == LIMIT:
-            server = subprocess.Popen(limit(sock.fileno()), pass_fds=[sock.fileno()])
-            try:
-                return finish(start_load(address, options), read)
-            finally:
-                server.kill()
-                server.wait()
-        return serve_loop(new_loop(loop_name), start_server, sock, lambda: finish(start_load(address, options), read))
+            with c_server(limit, sock) as server:
+                yield functools.partial(load_process, server, run_load)
+        else:
+            loop = new_loop(loop_name)
+            keep = loop.run_until_complete(start_server(loop, sock))
+            yield functools.partial(load_loop, loop, run_load)
+            del keep
     finally:
         if kind == "unix":
             os.unlink(address.removeprefix("unix:"))
 
 
-def serve_loop(loop, start_server, sock, run_load):
-    """Run the loop until `run_load()`, in a thread that only waits for its process, is over."""
+@contextlib.contextmanager
+def c_server(command, sock):
+    """The C program `command(fd)` that serves on `sock`, until the context ends."""
+    server = subprocess.Popen(command(sock.fileno()), pass_fds=[sock.fileno()])
+    try:
+        yield server
+    finally:
+        server.kill()
+        server.wait()
+
+
+def with_cpu(figures, seconds):
+    return {**figures, "cpu_us": seconds * 1e6 / figures["operations"]}
+
+
+def load_process(server, run_load):
+    def cpu():
+        return int(pathlib.Path(f"/proc/{server.pid}/schedstat").read_text().split()[0]) / 1e9
+
+    before = cpu()
+    figures = run_load()
+    return with_cpu(figures, cpu() - before)
+
+
+def load_loop(loop, run_load):
+    """Run the loop until `run_load()`, in a thread that only waits for its process, is over; that thread's CPU time does not count."""
     outcome = []
 
     def watch():
@@ -93,12 +127,16 @@ def serve_loop(loop, start_server, sock, run_load):
             outcome.append(run_load())
         except Exception as error:
             outcome.append(error)
+        outcome.append(time.thread_time())
         loop.call_soon_threadsafe(loop.stop)
 
-    keep = loop.run_until_complete(start_server(loop, sock))
-    threading.Thread(target=watch).start()
+    thread = threading.Thread(target=watch)
+    before = time.process_time()
+    thread.start()
     loop.run_forever()
-    del keep
-    if isinstance(outcome[0], Exception):
-        raise outcome[0]
-    return outcome[0]
+    cpu = time.process_time() - before
+    thread.join()
+    figures, watching = outcome
+    if isinstance(figures, Exception):
+        raise figures
+    return with_cpu(figures, cpu - watching)
