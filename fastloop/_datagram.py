@@ -5,6 +5,9 @@ from asyncio import selector_events, transports
 
 from . import _core
 
+# Looked up once: who keeps tests off the network puts other classes in its place.
+_Socket = socket.socket
+
 # Families whose addresses the C code knows.
 _FAMILIES = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
 
@@ -32,15 +35,15 @@ class DatagramTransport(
         try:
             super()._call_connection_lost(exc)
         finally:
-            self._datagrams.forget()
-            self.__dict__.pop("sendto", None)
+            for name in "sendto", "_datagrams":  # the cycle through them
+                self.__dict__.pop(name, None)
 
 
 class DatagramMixin:
     """loop.create_datagram_endpoint() with DatagramTransport."""
 
     def _make_datagram_transport(self, sock, protocol, *args, **kwargs):
-        if type(sock) is not socket.socket or sock.family not in _FAMILIES:
+        if type(sock) is not _Socket or sock.family not in _FAMILIES:
             return super()._make_datagram_transport(sock, protocol, *args, **kwargs)
         self._ensure_fd_no_transport(sock)
         return DatagramTransport(self, sock, protocol, *args, **kwargs)

@@ -46,19 +46,12 @@ check_debug(fl_sockop *op)
 }
 
 bool
-fl_socket_is_stock(fl_state *st, PyObject *sock)
+fl_socket_class_is_stock(fl_sock_state *ss)
 {
-    fl_sock_state *ss = st->sock;
-    PyTypeObject *type = Py_TYPE(sock);
+    PyTypeObject *type = ss->SocketType;
     PyObject *name, *method, *found;
     Py_ssize_t pos = 0;
 
-    if (type != ss->SocketType) {
-        return false;
-    }
-    if (type->tp_version_tag != 0 && type->tp_version_tag == ss->socket_version) {
-        return true; /* it changes with any attribute of the class */
-    }
     while (PyDict_Next(ss->socket_methods, &pos, &name, &method)) {
         found = PyObject_GetAttr((PyObject *)type, name);
         Py_XDECREF(found);

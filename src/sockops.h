@@ -80,9 +80,20 @@ int fl_sock_state_traverse(fl_state *st, visitproc visit, void *arg);
 void fl_sock_state_clear(fl_state *st);
 void fl_sock_state_free(fl_state *st);
 
+/* Whether the methods of socket.socket are those it had when it was imported. */
+bool fl_socket_class_is_stock(fl_sock_state *ss);
+
 /* Exactly a socket.socket, and nobody has replaced a method of that class, as those do
  * who keep tests off the network. */
-bool fl_socket_is_stock(fl_state *st, PyObject *sock);
+static inline bool
+fl_socket_is_stock(fl_state *st, PyObject *sock)
+{
+    fl_sock_state *ss = st->sock;
+    unsigned version = ss->SocketType->tp_version_tag; /* changes with any attribute */
+
+    return Py_IS_TYPE(sock, ss->SocketType) &&
+           ((version != 0 && version == ss->socket_version) || fl_socket_class_is_stock(ss));
+}
 
 /* Add methods to a heap type that another file made. */
 int fl_add_methods(PyTypeObject *type, PyMethodDef *methods);

@@ -1,11 +1,12 @@
 /* udp.c - the hot half of a datagram transport: receiving and sending.
  *
  * The transport is a subclass, in Python, of asyncio's own, which keeps what is
- * cold: closing, flow control, errors, texts. Its _read_ready and sendto are the
+ * cold: closing, flow control, errors, texts. Its reader and its sendto() are the
  * methods of an object here. Whatever is out of the ordinary (something waits to
- * be sent, a bad argument, an address that is no literal) is left to asyncio's
- * sendto().
+ * be sent, a bad argument, an address that is no literal, a socket that is closed or
+ * whose methods somebody replaced) is left to asyncio's _read_ready() and sendto().
  */
+#include "report.h"
 #include "sockops.h"
 #include "stream.h"
 
@@ -23,7 +24,8 @@ typedef struct {
     PyObject_HEAD
     fl_state *st;        /* borrowed from the type's module */
     fl_loop *loop;       /* owned */
-    PyObject *transport; /* owned; a cycle that the transport breaks when it is lost */
+    PyObject *transport; /* owned; a cycle that the transport breaks when it is lost, so
+                            that a sendto() somebody kept still is asyncio's */
     PyObject *sock;      /* owned socket.socket */
     PyObject *waiting;   /* owned: the transport's deque of datagrams to be sent */
     PyObject *remote;    /* owned: its _address, or None */
@@ -47,7 +49,7 @@ as_udp(PyObject *self)
     return (fl_udp *)self;
 }
 
-/* The fd, as long as the socket object still has it; -1 with an exception. */
+/* The fd, as long as the socket object still has it; else -1, without an exception. */
 static int
 udp_fd(fl_udp *u)
 {
@@ -57,20 +59,11 @@ udp_fd(fl_udp *u)
     }
     else {
         PyObject *number = PyObject_CallMethodNoArgs(u->sock, u->st->sock->str_fileno);
-        if (number == NULL) {
-            return -1;
-        }
-        fd = (int)PyLong_AsLong(number);
-        Py_DECREF(number);
+        fd = number == NULL ? -1 : (int)PyLong_AsLong(number);
+        Py_XDECREF(number);
+        PyErr_Clear();
     }
-    if (fd == u->fd) {
-        return fd;
-    }
-    if (!PyErr_Occurred()) {
-        errno = EBADF;
-        PyErr_SetFromErrno(PyExc_OSError);
-    }
-    return -1;
+    return fd == u->fd ? fd : -1;
 }
 
 /* transport._conn_lost: 0, 1 or -1 with an exception. */
@@ -101,21 +94,29 @@ call_protocol(fl_udp *u, PyObject *name, PyObject *a, PyObject *b)
     return result == NULL ? -1 : 0;
 }
 
-/* protocol.error_received() with the exception that is set, if it is an OSError;
- * any other stays set: -1. */
+/* protocol.error_received() or, if the exception that is set is no OSError, the end of
+ * the transport, as in asyncio within an except clause; `fatal` says what failed then. */
 static int
-report_os_error(fl_udp *u)
+report_error(fl_udp *u, const char *fatal)
 {
-    PyObject *type, *exc, *tb;
-    if (!PyErr_ExceptionMatches(PyExc_OSError)) {
+    if (PyErr_ExceptionMatches(PyExc_KeyboardInterrupt) ||
+        PyErr_ExceptionMatches(PyExc_SystemExit)) {
         return -1;
     }
-    PyErr_Fetch(&type, &exc, &tb);
-    PyErr_NormalizeException(&type, &exc, &tb);
-    int rc = call_protocol(u, u->st->sock->str_error_received, exc, NULL);
-    Py_XDECREF(type);
-    Py_XDECREF(exc);
-    Py_XDECREF(tb);
+    int rc, is_os_error = PyErr_ExceptionMatches(PyExc_OSError);
+    PyObject *exc = fl_take_raised(), *handled = PyErr_GetHandledException();
+    PyErr_SetHandledException(exc);
+    if (is_os_error) {
+        rc = call_protocol(u, u->st->sock->str_error_received, exc, NULL);
+    }
+    else {
+        PyObject *none = PyObject_CallMethod(u->transport, "_fatal_error", "Os", exc, fatal);
+        rc = none == NULL ? -1 : 0;
+        Py_XDECREF(none);
+    }
+    PyErr_SetHandledException(handled);
+    Py_XDECREF(handled);
+    Py_DECREF(exc);
     return rc;
 }
 
@@ -181,20 +182,17 @@ set_destination(fl_udp *u, PyObject *address)
 
 /* Receive one datagram and hand it on: 1, 0 if there is none, -1 on error. */
 static int
-receive_one(fl_udp *u, char *buffer, size_t size)
+receive_one(fl_udp *u, int fd, char *buffer, size_t size)
 {
     fl_addr from;
     from.len = sizeof(from.storage);
-    int fd = udp_fd(u);
-    ssize_t n = fd < 0 ? -1 : recvfrom(fd, buffer, size, MSG_DONTWAIT, &from.sa, &from.len);
+    ssize_t n = recvfrom(fd, buffer, size, MSG_DONTWAIT, &from.sa, &from.len);
     if (n < 0) {
-        if (fd >= 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) {
+        if (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) {
             return 0;
         }
-        if (fd >= 0) {
-            PyErr_SetFromErrno(PyExc_OSError);
-        }
-        return report_os_error(u) < 0 ? -1 : 0;
+        PyErr_SetFromErrno(PyExc_OSError);
+        return report_error(u, NULL) < 0 ? -1 : 0;
     }
     PyObject *data = PyBytes_FromStringAndSize(buffer, n);
     PyObject *address = data == NULL ? NULL : sender(u, &from);
@@ -215,20 +213,18 @@ is_reading(fl_udp *u)
     return reader != NULL;
 }
 
-/* transport.max_size, as far as the buffer goes; 0 with an exception. */
+/* transport.max_size; 0, without an exception, if it is not just a size that the buffer has. */
 static size_t
 read_size(fl_udp *u)
 {
     PyObject *number = PyObject_GetAttr(u->transport, u->st->sock->str_max_size);
-    if (number == NULL) {
+    size_t size = number == NULL ? 0 : PyLong_AsSize_t(number);
+    Py_XDECREF(number);
+    if (PyErr_Occurred()) {
+        PyErr_Clear();
         return 0;
     }
-    size_t size = PyLong_AsSize_t(number);
-    Py_DECREF(number);
-    if (size == (size_t)-1 && PyErr_Occurred()) {
-        return 0;
-    }
-    return size > FL_RECV_BUFFER_SIZE ? FL_RECV_BUFFER_SIZE : size;
+    return size > FL_RECV_BUFFER_SIZE ? 0 : size;
 }
 
 PyDoc_STRVAR(receive_doc, "receive($self, /)\n--\n\n"
@@ -238,7 +234,7 @@ static PyObject *
 udp_receive(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
     fl_udp *u = as_udp(self);
-    int rc = 1;
+    int fd, rc, n = 0;
 
     if (u->transport == NULL) {
         Py_RETURN_NONE;
@@ -248,15 +244,16 @@ udp_receive(PyObject *self, PyObject *Py_UNUSED(ignored))
         return lost < 0 ? NULL : Py_NewRef(Py_None);
     }
     size_t size = read_size(u);
-    char *buffer = size == 0 ? NULL : fl_loop_recv_buffer(u->loop);
+    if (size == 0 || !fl_socket_is_stock(u->st, u->sock) || (fd = udp_fd(u)) < 0) {
+        return PyObject_CallMethod(u->transport, "_read_ready", NULL);
+    }
+    char *buffer = fl_loop_recv_buffer(u->loop);
     if (buffer == NULL) {
         return NULL;
     }
-    for (int n = 0; n < FL_UDP_BURST && (rc = receive_one(u, buffer, size)) > 0; n++) {
-        if (u->transport == NULL || !is_reading(u)) {
-            Py_RETURN_NONE;
-        }
-    }
+    do {
+        rc = receive_one(u, fd, buffer, size);
+    } while (rc > 0 && ++n < FL_UDP_BURST && is_reading(u) && (fd = udp_fd(u)) >= 0);
     return rc < 0 ? NULL : Py_NewRef(Py_None);
 }
 
@@ -266,7 +263,8 @@ udp_receive(PyObject *self, PyObject *Py_UNUSED(ignored))
 static int
 is_ordinary(fl_udp *u, PyObject *data, PyObject *address)
 {
-    if (u->transport == NULL || !PyBytes_CheckExact(data) || PyBytes_GET_SIZE(data) == 0) {
+    if (!PyBytes_CheckExact(data) || PyBytes_GET_SIZE(data) == 0 ||
+        !fl_socket_is_stock(u->st, u->sock)) {
         return 0;
     }
     Py_ssize_t waiting = PyObject_Size(u->waiting);
@@ -275,38 +273,13 @@ is_ordinary(fl_udp *u, PyObject *data, PyObject *address)
     if (lost != 0) {
         return lost < 0 ? -1 : 0;
     }
-    if (u->remote != Py_None && address != Py_None && address != u->remote) {
-        return 0;
-    }
-    if (u->connected) {
-        return 1;
-    }
-    return set_destination(u, u->remote != Py_None ? u->remote : address);
+    return u->remote == Py_None || address == Py_None || address == u->remote;
 }
 
-/* Send: 1, 0 if it is to wait, -1 with an exception. */
+/* The result of send() or sendto(): 1, 0 if it is to wait, -1 with an exception. */
 static int
-send_now(fl_udp *u, PyObject *data)
+after_send(fl_udp *u, ssize_t n)
 {
-    int flags = MSG_DONTWAIT;
-    ssize_t n;
-#ifdef MSG_NOSIGNAL
-    flags |= MSG_NOSIGNAL;
-#endif
-    int fd = udp_fd(u);
-    if (fd < 0) {
-        return -1;
-    }
-    if (u->connected) {
-        n = send(fd, PyBytes_AS_STRING(data), (size_t)PyBytes_GET_SIZE(data), flags);
-    }
-    else {
-        if (PySys_Audit("socket.sendto", "OO", u->sock, u->sent) < 0) {
-            return -1;
-        }
-        n = sendto(fd, PyBytes_AS_STRING(data), (size_t)PyBytes_GET_SIZE(data), flags,
-                   &u->to.sa, u->to.len);
-    }
     u->loop->io_done = true;
     if (n >= 0) {
         return 1;
@@ -318,16 +291,86 @@ send_now(fl_udp *u, PyObject *data)
     return -1;
 }
 
-/* asyncio's sendto() */
-static PyObject *
-send_slowly(fl_udp *u, PyObject *data, PyObject *address)
+#ifdef MSG_NOSIGNAL
+enum { SEND_FLAGS = MSG_DONTWAIT | MSG_NOSIGNAL };
+#else
+enum { SEND_FLAGS = MSG_DONTWAIT };
+#endif
+
+/* Send: 1, 0 if asyncio's sendto() has to see to it, -1 with an exception. */
+static int
+send_connected(fl_udp *u, PyObject *data)
 {
-    if (u->transport == NULL) {
-        PyErr_SetString(PyExc_RuntimeError, "the transport is gone");
-        return NULL;
+    int fd = udp_fd(u);
+    if (fd < 0) {
+        return 0;
     }
-    PyObject *args[3] = {u->transport, data, address};
-    return PyObject_VectorcallMethod(u->st->sock->str__sendto_slowly, args, 3, NULL);
+    return after_send(u, send(fd, PyBytes_AS_STRING(data), (size_t)PyBytes_GET_SIZE(data),
+                              SEND_FLAGS));
+}
+
+static int
+send_to(fl_udp *u, PyObject *data, PyObject *address)
+{
+    if (!set_destination(u, address)) {
+        return 0;
+    }
+    if (PySys_Audit("socket.sendto", "OO", u->sock, address) < 0) {
+        return -1;
+    }
+    int fd = udp_fd(u); /* the hook can have closed it, or sent something elsewhere */
+    if (fd < 0 || (u->sent != address && !set_destination(u, address))) {
+        return 0;
+    }
+    return after_send(u, sendto(fd, PyBytes_AS_STRING(data), (size_t)PyBytes_GET_SIZE(data),
+                                SEND_FLAGS, &u->to.sa, u->to.len));
+}
+
+static int
+send_now(fl_udp *u, PyObject *data, PyObject *address)
+{
+    int ordinary = is_ordinary(u, data, address);
+    if (ordinary <= 0) {
+        return ordinary;
+    }
+    if (u->connected) {
+        return send_connected(u, data);
+    }
+    return send_to(u, data, u->remote != Py_None ? u->remote : address);
+}
+
+/* asyncio's sendto(), which also knows what to say about wrong arguments */
+static PyObject *
+send_slowly(fl_udp *u, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+{
+    PyObject *method = PyObject_GetAttr(u->transport, u->st->sock->str__sendto_slowly);
+    PyObject *result = method == NULL ? NULL : PyObject_Vectorcall(method, args, nargs, kwnames);
+    Py_XDECREF(method);
+    return result;
+}
+
+/* data and addr, borrowed, of a call of sendto(); false if it is not to be called so. */
+static bool
+sendto_arguments(PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, PyObject **data,
+                 PyObject **address)
+{
+    Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
+
+    *data = nargs > 0 ? args[0] : NULL;
+    *address = nargs > 1 ? args[1] : Py_None;
+    for (Py_ssize_t i = 0; i < nkw; i++) {
+        PyObject *key = PyTuple_GET_ITEM(kwnames, i);
+        if (nargs < 1 && PyUnicode_CompareWithASCIIString(key, "data") == 0) {
+            *data = args[nargs + i];
+        }
+        else if (nargs < 2 && PyUnicode_CompareWithASCIIString(key, "addr") == 0) {
+            *address = args[nargs + i];
+        }
+        else {
+            return false;
+        }
+    }
+    return *data != NULL && nargs <= 2;
 }
 
 PyDoc_STRVAR(sendto_doc,
@@ -339,51 +382,26 @@ static PyObject *
 udp_sendto(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     fl_udp *u = as_udp(self);
-    PyObject *data = nargs > 0 ? args[0] : NULL;
-    PyObject *address = nargs > 1 ? args[1] : Py_None;
-    Py_ssize_t nkw = kwnames == NULL ? 0 : PyTuple_GET_SIZE(kwnames);
+    PyObject *data, *address;
 
-    for (Py_ssize_t i = 0; i < nkw; i++) {
-        PyObject *key = PyTuple_GET_ITEM(kwnames, i);
-        if (data == NULL && PyUnicode_CompareWithASCIIString(key, "data") == 0) {
-            data = args[nargs + i];
-        }
-        else if (nargs < 2 && PyUnicode_CompareWithASCIIString(key, "addr") == 0) {
-            address = args[nargs + i];
-        }
-        else {
-            PyErr_Format(PyExc_TypeError, "sendto() got an unexpected argument '%U'", key);
-            return NULL;
-        }
-    }
-    if (data == NULL || nargs > 2) {
-        PyErr_SetString(PyExc_TypeError, "sendto() takes data and an optional addr");
+    if (u->transport == NULL) { /* a finalizer calls us */
+        PyErr_SetString(PyExc_RuntimeError, "the transport is gone");
         return NULL;
     }
-    int ordinary = is_ordinary(u, data, address);
-    if (ordinary < 0) {
-        return NULL;
+    if (!sendto_arguments(args, nargs, kwnames, &data, &address)) {
+        return send_slowly(u, args, nargs, kwnames);
     }
-    int rc = ordinary ? send_now(u, data) : 0;
+    int rc = send_now(u, data, address);
     if (rc == 0) {
-        return send_slowly(u, data, address);
+        return send_slowly(u, args, nargs, kwnames);
     }
-    if (rc < 0 && report_os_error(u) < 0) {
+    if (rc < 0 && report_error(u, "Fatal write error on datagram transport") < 0) {
         return NULL;
     }
     Py_RETURN_NONE;
 }
 
 /* --- life --- */
-
-PyDoc_STRVAR(forget_doc, "forget($self, /)\n--\n\nThe transport is lost: let go of it.");
-
-static PyObject *
-udp_forget(PyObject *self, PyObject *Py_UNUSED(ignored))
-{
-    Py_CLEAR(as_udp(self)->transport);
-    Py_RETURN_NONE;
-}
 
 /* Datagrams(loop, transport, sock): of a transport whose __init__ has run. */
 static PyObject *
@@ -485,7 +503,6 @@ static PyMethodDef udp_methods[] = {
     {"receive", udp_receive, METH_NOARGS, receive_doc},
     {"sendto", (PyCFunction)(void (*)(void))udp_sendto, METH_FASTCALL | METH_KEYWORDS,
      sendto_doc},
-    {"forget", udp_forget, METH_NOARGS, forget_doc},
     {NULL, NULL, 0, NULL},
 };
 

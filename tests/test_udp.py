@@ -4,7 +4,9 @@ import asyncio
 import errno
 import gc
 import os
+import re
 import socket
+import subprocess
 import sys
 import warnings
 import weakref
@@ -164,12 +166,15 @@ def test_wrong_types(loop):
         for data in ("text", 5, None, [1]):
             with pytest.raises(TypeError, match="data argument must be a bytes"):
                 a.sendto(data, ("127.0.0.1", 1))
-        with pytest.raises(TypeError):
-            a.sendto()
-        with pytest.raises(TypeError):
-            a.sendto(b"x", ("127.0.0.1", 1), 3)
-        with pytest.raises(TypeError):
-            a.sendto(b"x", address=("127.0.0.1", 1))
+        for args, keywords, text in [
+            ((), {}, "sendto() missing 1 required positional argument: 'data'"),
+            ((b"x", None, 3), {}, "sendto() takes from 2 to 3 positional arguments but 4 were given"),
+            ((b"x",), {"address": None}, "sendto() got an unexpected keyword argument 'address'"),
+            ((b"x",), {"data": b"y"}, "sendto() got multiple values for argument 'data'"),
+            ((b"x", None), {"addr": None}, "sendto() got multiple values for argument 'addr'"),
+        ]:
+            with pytest.raises(TypeError, match=re.escape(text)):
+                a.sendto(*args, **keywords)
         a.close()
 
     loop.run_until_complete(main())
@@ -330,16 +335,270 @@ def test_abort_drops_what_waits(loop, tmp_path):
 
 def test_sent_after_the_end(loop):
     async def main():
-        a, got = await endpoint(loop)
+        a, got_a = await endpoint(loop)
         b, got_b = await endpoint(loop)
+        to = b.get_extra_info("sockname")
+        kept = a.sendto
         a.close()
-        await got.until(2)
-        with pytest.raises((AttributeError, TypeError, RuntimeError)):
-            # asyncio has no socket any more by then
-            a.sendto("text", b.get_extra_info("sockname"))
+        a.sendto(b"the socket is open until the next turn", to)
+        await got_b.until(2)
+        await got_a.until(2)
+        for send in (a.sendto, kept):
+            with pytest.raises(TypeError, match="data argument must be"):
+                send("text", to)
+            with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'call_exception_handler'"):
+                send(b"x", to)  # asyncio's, which has neither socket nor loop by then
+        b.close()
+        assert got_a.calls == [("connection_made",), ("connection_lost", None)]
+
+    loop.run_until_complete(main())
+
+
+def test_error_received_is_called_in_an_except_clause(loop):
+    """So a protocol can log the traceback, and what it raises has the error as its context."""
+
+    class Raises(Recorder):
+        def error_received(self, exc):
+            super().error_received(exc)
+            assert sys.exc_info()[1] is exc
+            raise ZeroDivisionError
+
+    async def main():
+        nobody = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        nobody.bind(("127.0.0.1", 0))
+        address = nobody.getsockname()
+        nobody.connect(address)
+        a, got = await loop.create_datagram_endpoint(Raises, remote_addr=address)
+        with pytest.raises(ZeroDivisionError) as raised:
+            a.sendto(bytes(70_000))
+        assert raised.value.__context__.errno == errno.EMSGSIZE
+        assert sys.exc_info()[1] is None
+        a.sendto(b"x")
+        assert await got.until(3) == ("error", ConnectionRefusedError, errno.ECONNREFUSED)
+        await asyncio.sleep(0)
+        a.close()
+        nobody.close()
+
+    reported = []
+    loop.set_exception_handler(lambda loop, context: reported.append(context["exception"]))
+    loop.run_until_complete(main())
+    (exc,) = reported
+    assert isinstance(exc, ZeroDivisionError) and isinstance(exc.__context__, ConnectionRefusedError)
+
+
+@pytest.mark.parametrize("max_size", [0, 5, -1, "5", None, 2**70])
+def test_max_size(loop, max_size):
+    """A negative or impossible one ends the transport, as it does in asyncio."""
+    reported = []
+    loop.set_exception_handler(lambda loop, context: reported.append(context["message"]))
+
+    async def main():
+        a, got = await endpoint(loop)
+        b, _ = await endpoint(loop)
+        a.max_size = max_size
+        b.sendto(b"0123456789", a.get_extra_info("sockname"))
+        if max_size in (0, 5):
+            assert (await got.until(2))[1] == b"0123456789"[:max_size]
+        else:
+            assert (await got.until(2))[0] == "connection_lost"
+            assert reported == ["Fatal read error on datagram transport"]
+        a.close()
         b.close()
 
     loop.run_until_complete(main())
+
+
+def test_max_size_past_256_kib(loop, tmp_path):
+    async def main():
+        paths = [str(tmp_path / name) for name in "ab"]
+        a, _ = await loop.create_datagram_endpoint(Recorder, local_addr=paths[0], family=socket.AF_UNIX)
+        b, got = await loop.create_datagram_endpoint(Recorder, local_addr=paths[1], family=socket.AF_UNIX)
+        a.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 400_000)
+        if a.get_extra_info("socket").getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) < 320_000:
+            pytest.skip("needs a send buffer for 300 KB")
+        payload = os.urandom(300_000)
+        b.max_size = 1 << 20
+        a.sendto(payload, paths[1])
+        assert await got.until(2) == ("datagram", payload, paths[0])
+        b.max_size = 256 * 1024
+        a.sendto(payload, paths[1])
+        assert await got.until(3) == ("datagram", payload[: 256 * 1024], paths[0])
+        a.close()
+        b.close()
+
+    loop.run_until_complete(main())
+
+
+def test_unix_peer_that_goes_away(loop, tmp_path):
+    async def main():
+        path = str(tmp_path / "peer")
+        peer = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        peer.bind(path)
+        a, got_a = await loop.create_datagram_endpoint(Recorder, remote_addr=path, family=socket.AF_UNIX)
+        b, got_b = await loop.create_datagram_endpoint(
+            Recorder, local_addr=str(tmp_path / "b"), family=socket.AF_UNIX
+        )
+        while a.get_write_buffer_size() == 0:
+            a.sendto(bytes(1000))
+        peer.close()  # and what waits for it is refused, as what comes after
+        assert (await got_a.until(2))[1] in (ConnectionResetError, ConnectionRefusedError)
+        b.sendto(b"x", path)
+        assert got_b.calls[1:] == [("error", ConnectionRefusedError, errno.ECONNREFUSED)]
+        os.unlink(path)
+        b.sendto(b"x", path)
+        assert got_b.calls[2:] == [("error", FileNotFoundError, errno.ENOENT)]
+        a.abort()
+        b.close()
+        await got_b.until(4)
+
+    loop.run_until_complete(main())
+
+
+# --- sockets whose methods somebody replaced: those who keep tests off the network ---
+
+
+async def exchange(a, b, got):
+    """One datagram from a to b."""
+    count = len(got.calls)
+    a.sendto(b"x", None if a.get_extra_info("peername") else b.get_extra_info("sockname"))
+    assert (await got.until(count + 1))[1] == b"x"
+
+
+@pytest.mark.parametrize("name", ["sendto", "send", "recvfrom"])
+def test_replaced_methods_are_called(loop, monkeypatch, name):
+    """Those of socket.socket, whether replaced before the transport is made or after."""
+    called = []
+    original = getattr(socket.socket, name)
+
+    def replaced(sock, *args):
+        called.append(sock.getsockname())
+        return original(sock, *args)
+
+    async def main():
+        b, got = await endpoint(loop)
+        to = b.get_extra_info("sockname")
+        options = {"remote_addr": to} if name == "send" else {}
+        with monkeypatch.context() as patch:
+            patch.setattr(socket.socket, name, replaced)
+            a, _ = await endpoint(loop, **options)
+            await exchange(a, b, got)
+            assert len(called) == 1
+        await exchange(a, b, got)
+        assert len(called) == 1
+        monkeypatch.setattr(socket.socket, name, replaced)
+        await exchange(a, b, got)
+        await exchange(a, b, got)
+        assert called == [(b if name == "recvfrom" else a).get_extra_info("sockname")] * 3
+        a.close()
+        b.close()
+
+    loop.run_until_complete(main())
+
+
+@pytest.mark.parametrize("name, which", [("sendto", "write"), ("recvfrom", "read")])
+def test_replaced_methods_that_raise(loop, monkeypatch, name, which):
+    reported = []
+    loop.set_exception_handler(lambda loop, context: reported.append((context["message"], sys.exc_info()[1])))
+    refusal = RuntimeError("no network in tests")
+
+    def refuse(*args):
+        raise refusal
+
+    async def main():
+        a, got_a = await endpoint(loop)
+        b, got_b = await endpoint(loop)
+        monkeypatch.setattr(socket.socket, name, refuse)
+        a.sendto(b"x", b.get_extra_info("sockname"))
+        assert await (got_a if name == "sendto" else got_b).until(2) == ("connection_lost", refusal)
+        assert reported == [(f"Fatal {which} error on datagram transport", refusal)]
+        a.close()
+        b.close()
+
+    loop.run_until_complete(main())
+
+
+def test_class_put_in_place_of_socket(loop, monkeypatch):
+    called = []
+
+    class Guarded(socket.socket):
+        def sendto(self, *args):
+            called.append("sendto")
+            return super().sendto(*args)
+
+        def recvfrom(self, *args):
+            called.append("recvfrom")
+            return super().recvfrom(*args)
+
+    async def main():
+        monkeypatch.setattr(socket, "socket", Guarded)
+        a, _ = await endpoint(loop)
+        b, got = await endpoint(loop)
+        await exchange(a, b, got)
+        assert called == ["sendto", "recvfrom"]
+        a.close()
+        b.close()
+
+    loop.run_until_complete(main())
+
+
+# What a hook can do about a datagram to b. It cannot be removed, so this is a program.
+AUDITED = """
+import asyncio, sys, fastloop
+
+def refuse(sock): raise ZeroDivisionError
+def deny(sock): raise PermissionError
+def close(sock): sock.close()
+
+class Protocol(asyncio.DatagramProtocol):
+    def datagram_received(self, data, addr): queue.put_nowait(data)
+    def error_received(self, exc): queue.put_nowait(type(exc).__name__)
+
+async def endpoint():
+    transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(Protocol, local_addr=("127.0.0.1", 0))
+    return transport
+
+def hook(event, args):
+    global action
+    if event == "socket.sendto" and action:
+        do, action = action, None
+        do(args[0])
+
+def report(loop, context):
+    queue.put_nowait(context["message"] + ": " + type(context["exception"]).__name__)
+
+async def main():
+    global action, queue
+    asyncio.get_running_loop().set_exception_handler(report)
+    queue = asyncio.Queue()
+    b, c = await endpoint(), await endpoint()
+    for do in (refuse, deny, close, lambda sock: a.sendto(b"to c", c.get_extra_info("sockname"))):
+        a, action = await endpoint(), do
+        a.sendto(b"to b", b.get_extra_info("sockname"))
+        print(await queue.get(), a.is_closing())
+        a.abort()
+    print(await queue.get())
+    b.close()
+    c.close()
+
+action = None
+sys.addaudithook(hook)
+new_loop = {"asyncio": asyncio.SelectorEventLoop, "fastloop": fastloop.new_event_loop}[sys.argv[1]]
+with asyncio.Runner(loop_factory=new_loop) as runner:
+    runner.run(main())
+"""
+
+
+@pytest.mark.parametrize("kind", ["asyncio", "fastloop"])
+def test_audit_hooks(kind):
+    command = [sys.executable, "-c", AUDITED, kind]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=250, check=True)
+    *lines, last, after = done.stdout.splitlines()
+    assert lines == [
+        "Fatal write error on datagram transport: ZeroDivisionError True",
+        "PermissionError False",
+        "OSError False",
+    ]
+    assert {last, after + " False"} == {"b'to b' False", "b'to c' False"}
 
 
 def test_socket_closed_under_the_transport(loop):
