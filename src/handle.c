@@ -161,14 +161,32 @@ fl_handle_new(fl_loop *loop, PyObject *callback, PyObject *const *args, Py_ssize
     return h;
 }
 
-int64_t
-fl_deadline_ns(double when)
+static inline int64_t
+due_in_ns(double when)
 {
     double ns = ceil(when * 1e9);
-    if (!(ns < 9.2e18)) { /* later than the clock can count, or NaN: never */
+    if (ns >= 9.2e18) { /* later than the clock can count: never */
         return INT64_MAX - 1;
     }
-    return ns < 0 ? 0 : (int64_t)ns;
+    return ns > -4.6e18 ? (int64_t)ns : INT64_MIN / 2; /* or NaN; the clock can be subtracted */
+}
+
+/* The bits of a float, IEEE 754's sign and magnitude, are in order but for the sign. */
+static int64_t
+due_in_order(double when)
+{
+    int64_t bits;
+    memcpy(&bits, &when, sizeof(bits));
+    if (isnan(when)) {
+        return INT64_MIN;
+    }
+    return bits < 0 ? INT64_MIN - bits : bits;
+}
+
+int64_t
+fl_timer_due(bool own_time, double when)
+{
+    return own_time ? due_in_order(when) : due_in_ns(when);
 }
 
 fl_timer *
@@ -180,7 +198,7 @@ fl_timer_new(fl_loop *loop, double when, PyObject *callback, PyObject *const *ar
         return NULL;
     }
     t->when = when;
-    t->when_ns = fl_deadline_ns(when);
+    t->due = fl_timer_due(loop->own_time, when);
     t->handle.when_is_int = false;
     if (handle_fill(&t->handle, loop, callback, args, nargs, context) < 0) {
         Py_CLEAR(t);

@@ -47,8 +47,8 @@ struct fl_handle {
 struct fl_timer {
     fl_handle handle; /* must be first */
     double when;      /* loop.time() it is due, seconds */
-    int64_t when_ns;  /* the same in nanoseconds */
-    uint64_t order;   /* breaks ties of when_ns: first made, first run */
+    int64_t due;      /* the same, as timers are sorted by it: fl_timer_due() */
+    uint64_t order;   /* breaks ties of due: first made, first run */
     size_t index;     /* position in the array that handle.where names */
 };
 
@@ -60,8 +60,11 @@ fl_handle *fl_handle_new(fl_loop *loop, PyObject *callback, PyObject *const *arg
 fl_timer *fl_timer_new(fl_loop *loop, double when, PyObject *callback,
                        PyObject *const *args, Py_ssize_t nargs, PyObject *context);
 
-/* Seconds to nanoseconds, rounded up so that a timer never runs early. */
-int64_t fl_deadline_ns(double when);
+/* What a timer that is due at `when` is sorted by. By the system's clock: nanoseconds,
+ * rounded up so that it never runs early. If the loop's time() is not ours (own_time),
+ * any float may come: a number that is greater for a greater float, and for NaN the
+ * least, as no clock is ever before it. */
+int64_t fl_timer_due(bool own_time, double when);
 
 /* Call the callback of the handle that the ready queue gave, in its context; takes
  * over the queue's reference. An exception goes to the loop's exception handler; only

@@ -829,6 +829,7 @@ loop_setattro(PyObject *self, PyObject *name, PyObject *value)
     }
     else if (rc == 0 && PyUnicode_Compare(name, as_loop(self)->st->str_time) == 0) {
         as_loop(self)->own_time = true; /* also when it is deleted: the class's is asked then */
+        fl_timers_sort_anew(&as_loop(self)->timers);
     }
     return rc;
 }

@@ -82,11 +82,14 @@ fl_report_raised(PyObject *loop, const char *message, ...)
         PyErr_ExceptionMatches(PyExc_SystemExit)) {
         return -1;
     }
-    PyObject *exception = fl_take_raised();
+    PyObject *exception = fl_take_raised(), *handled = PyErr_GetHandledException();
     va_list pairs;
     va_start(pairs, message);
+    PyErr_SetHandledException(exception); /* asyncio tells it within an except clause */
     int rc = report(loop, message, exception, pairs);
+    PyErr_SetHandledException(handled);
     va_end(pairs);
+    Py_XDECREF(handled);
     Py_DECREF(exception);
     return rc;
 }

@@ -4,7 +4,7 @@
 static inline bool
 timer_before(const fl_timer *a, const fl_timer *b)
 {
-    return a->when_ns < b->when_ns || (a->when_ns == b->when_ns && a->order < b->order);
+    return a->due < b->due || (a->due == b->due && a->order < b->order);
 }
 
 static inline void
@@ -129,8 +129,8 @@ fl_timers_add(fl_timers *t, fl_timer *h)
     h->order = t->next_order++;
     h->handle.where = FL_TIMER_FRESH;
     array_put(&t->fresh, t->fresh.len++, (fl_timer *)Py_NewRef(h));
-    if (h->when_ns < t->fresh_min) {
-        t->fresh_min = h->when_ns;
+    if (h->due < t->fresh_min) {
+        t->fresh_min = h->due;
     }
     return 0;
 }
@@ -170,12 +170,12 @@ heap_fresh(fl_timers *t)
 }
 
 int
-fl_timers_next(fl_timers *t, int64_t *deadline)
+fl_timers_first(fl_timers *t, fl_timer **first)
 {
     if (t->fresh.len > 0 && heap_fresh(t) < 0) {
         return -1;
     }
-    *deadline = t->heap.len > 0 ? t->heap.items[0]->when_ns : INT64_MAX;
+    *first = t->heap.len > 0 ? t->heap.items[0] : NULL;
     return 0;
 }
 
@@ -185,10 +185,26 @@ fl_timers_pop_due(fl_timers *t, int64_t now, fl_timer **h)
     if (t->fresh_min <= now && heap_fresh(t) < 0) {
         return -1;
     }
-    if (t->heap.len == 0 || t->heap.items[0]->when_ns > now) {
+    if (t->heap.len == 0 || t->heap.items[0]->due > now) {
         return 0;
     }
     *h = t->heap.items[0];
     heap_take(&t->heap, *h);
     return 1;
+}
+
+void
+fl_timers_sort_anew(fl_timers *t)
+{
+    t->fresh_min = INT64_MAX;
+    for (size_t i = 0; i < t->fresh.len; i++) {
+        fl_timer *h = t->fresh.items[i];
+        h->due = fl_timer_due(true, h->when);
+        t->fresh_min = h->due < t->fresh_min ? h->due : t->fresh_min;
+    }
+    for (size_t i = 0; i < t->heap.len; i++) { /* the first i are a heap again */
+        fl_timer *h = t->heap.items[i];
+        h->due = fl_timer_due(true, h->when);
+        heap_up(&t->heap, i, h);
+    }
 }

@@ -17,8 +17,8 @@ typedef struct {
 
 typedef struct {
     fl_timer_array fresh; /* unsorted */
-    fl_timer_array heap;  /* least (when_ns, order) first */
-    int64_t fresh_min;    /* no fresh deadline is earlier; INT64_MAX if none */
+    fl_timer_array heap;  /* least (due, order) first */
+    int64_t fresh_min;    /* no fresh timer is due earlier; INT64_MAX if none */
     uint64_t next_order;
 } fl_timers;
 
@@ -31,12 +31,16 @@ int fl_timers_add(fl_timers *t, fl_timer *h);
 /* Take out a scheduled timer and drop the reference held to it. */
 void fl_timers_remove(fl_timers *t, fl_timer *h);
 
-/* Earliest deadline, nanoseconds, or INT64_MAX. Sorts what is fresh. */
-int fl_timers_next(fl_timers *t, int64_t *deadline);
+/* The earliest timer in *first, borrowed, or NULL. Sorts what is fresh; -1 with
+ * MemoryError. */
+int fl_timers_first(fl_timers *t, fl_timer **first);
 
-/* Take out the earliest timer that is due at `now`: 1 and an owned reference
- * in *h, 0 if none is due, -1 with MemoryError. */
+/* Take out the earliest timer that is due at `now` or before: 1 and an owned
+ * reference in *h, 0 if none is due, -1 with MemoryError. */
 int fl_timers_pop_due(fl_timers *t, int64_t now, fl_timer **h);
+
+/* The loop goes by another clock from now on: its time() is not ours any more. */
+void fl_timers_sort_anew(fl_timers *t);
 
 static inline size_t
 fl_timers_len(const fl_timers *t)

@@ -4,6 +4,7 @@
 #include "turn.h"
 
 #include <errno.h>
+#include <math.h>
 
 #include "context.h"
 #include "report.h"
@@ -33,19 +34,36 @@ enum { FL_PEER_SLEEPS = 15000, FL_SLOW_TURNS = 4 };
  * a longer timeout overflows some pollers. */
 static const int64_t FL_POLL_LONGEST = 24LL * 3600 * 1000000000;
 
-/* The time that timers go by, in nanoseconds. */
+/* time() of a loop whose own is not ours, in seconds. */
 static int
-timer_clock(fl_loop *loop, int64_t *now)
+own_time(fl_loop *loop, double *now)
 {
-    double seconds;
-    *now = loop->now_ns;
-    if (!loop->own_time) {
-        return 0;
-    }
-    if (fl_loop_restore_current(loop, NULL) < 0 || fl_loop_time(loop, &seconds) < 0) {
+    return fl_loop_restore_current(loop, NULL) < 0 ? -1 : fl_loop_time(loop, now);
+}
+
+/* How long to wait for the first timer, in nanoseconds. */
+static int
+timer_timeout(fl_loop *loop, int64_t *timeout)
+{
+    fl_timer *first;
+    double now = 0;
+    if ((loop->own_time && own_time(loop, &now) < 0) ||
+        fl_timers_first(&loop->timers, &first) < 0) {
         return -1;
     }
-    *now = fl_deadline_ns(seconds);
+    if (first == NULL) { /* time() cancelled them */
+        *timeout = -1;
+        return 0;
+    }
+    int64_t wait;
+    if (!loop->own_time) {
+        wait = first->due - loop->now_ns;
+    }
+    else { /* in floats, which any two times can be subtracted in; NaN: not at all */
+        double ns = ceil((first->when - now) * 1e9);
+        wait = ns >= (double)FL_POLL_LONGEST ? FL_POLL_LONGEST : ns > 0 ? (int64_t)ns : 0;
+    }
+    *timeout = wait < 0 ? 0 : wait > FL_POLL_LONGEST ? FL_POLL_LONGEST : wait;
     return 0;
 }
 
@@ -61,13 +79,7 @@ poll_timeout(fl_loop *loop, int64_t *timeout)
         *timeout = -1;
         return 0;
     }
-    int64_t deadline, now;
-    if (timer_clock(loop, &now) < 0 || fl_timers_next(&loop->timers, &deadline) < 0) {
-        return -1;
-    }
-    int64_t wait = deadline - now;
-    *timeout = wait < 0 ? 0 : wait > FL_POLL_LONGEST ? FL_POLL_LONGEST : wait;
-    return 0;
+    return timer_timeout(loop, timeout);
 }
 
 /* Whether to look for the answer of a worker thread before blocking. What comes
@@ -183,13 +195,30 @@ poll_is_due(const fl_loop *loop)
            loop->now_ns - loop->polled_ns >= poll_interval(loop);
 }
 
+/* The last that is due now by a time() that is not ours: what is less than a clock tick,
+ * or than the next float, ahead. asyncio looks at the latter since 3.15; before, a clock
+ * that is far from zero and stands still has its loop turn for ever. */
+static int
+own_time_due(fl_loop *loop, int64_t *due)
+{
+    double now, tick;
+    PyObject *resolution = PyObject_GetAttrString((PyObject *)loop, "_clock_resolution");
+    tick = resolution == NULL ? -1 : PyFloat_AsDouble(resolution);
+    Py_XDECREF(resolution);
+    if (PyErr_Occurred() || own_time(loop, &now) < 0) {
+        return -1;
+    }
+    *due = isnan(now) ? INT64_MAX : fl_timer_due(true, fmax(now + tick, nextafter(now, INFINITY))) - 1;
+    return 0;
+}
+
 static int
 queue_due_timers(fl_loop *loop)
 {
     fl_timer *t;
-    int64_t now;
+    int64_t now = loop->now_ns;
     int found;
-    if (timer_clock(loop, &now) < 0) {
+    if (loop->own_time && own_time_due(loop, &now) < 0) {
         return -1;
     }
     while ((found = fl_timers_pop_due(&loop->timers, now, &t)) > 0) {

@@ -4,6 +4,7 @@ import asyncio
 import contextvars
 import gc
 import logging
+import math
 import os
 import signal
 import socket
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 import warnings
 import weakref
 from unittest import mock
@@ -426,6 +428,100 @@ def test_a_clock_that_fails_ends_the_run(loop):
     turn(loop)
 
 
+@pytest.mark.parametrize("start", [-1e6, -3600.25, -0.5, 1e-300, 1e12, 2.0**60, -(2.0**60)])
+def test_a_clock_may_start_anywhere(loop, start):
+    """Below zero, fractional, or where the next float is minutes away."""
+    clock = [start]
+    step = 3600.0 if abs(start) < 1e15 else 2.0**20
+    loop.time = lambda: clock[0]
+    fired = []
+
+    async def pass_by(seconds):
+        clock[0] += seconds
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    async def main():
+        loop.call_at(start + 3 * step, fired.append, "third")
+        loop.call_later(step, fired.append, "first")
+        sleeper = loop.create_task(asyncio.sleep(step * 2, "slept"))
+        await pass_by(0)
+        await pass_by(step / 2)  # not to the very float, which asyncio before 3.15 does not call due
+        assert fired == []
+        await pass_by(step)
+        assert fired == ["first"] and not sleeper.done()
+        await pass_by(step)
+        assert fired == ["first"] and await sleeper == "slept"
+        await pass_by(step)
+        assert fired == ["first", "third"]
+
+    loop.run_until_complete(main())
+
+
+def test_timers_of_any_float_run_in_order(loop):
+    clock = [-1.7e308]
+    loop.time = lambda: clock[0]
+    times = [5.5, -1e300, 1e300, 0.0, -5e-324, 5e-324, -2.0, -2.0000000000000004, 1.0, math.inf, -1e-9, 9.3e9, -9.3e9]
+    ran = []
+    for when in times:
+        loop.call_at(when, ran.append, when)
+    turn(loop)
+    assert ran == []
+    for now in (-1e250, -3.0, -1.0, 0.0):
+        clock[0] = now
+        turn(loop)
+        assert ran == sorted(when for when in times if when < now + loop._clock_resolution)
+    clock[0] = 1.7e308
+    turn(loop)
+    assert ran == sorted(times)[:-1]  # inf is never
+
+
+def test_a_tick_of_rounding_does_not_delay_a_timer(loop):
+    """0.1 + 0.2 is more than 0.3: asyncio forgives as much as the clock's resolution."""
+    clock = [0.2]
+    loop.time = lambda: clock[0]
+    fired = []
+    loop.call_later(0.1, fired.append, 1)
+    turn(loop)
+    clock[0] = 0.3
+    turn(loop)
+    assert fired == [1]
+
+
+def test_timers_made_before_the_clock_was_set(loop):
+    now, fired = loop.time(), []
+    for delay in (9000, 3000, 6000, 1000):
+        loop.call_at(now + delay, fired.append, delay)
+    turn(loop)
+    for delay in (7000, 2000):
+        loop.call_at(now + delay, fired.append, delay)
+    clock = [now]
+    loop.time = lambda: clock[0]
+    turn(loop)
+    assert fired == []
+    for clock[0] in (now + 2500, now + 6500, now + 9500):
+        turn(loop)
+    assert fired == [1000, 2000, 3000, 6000, 7000, 9000]
+
+
+def test_not_a_number_is_due_at_once(loop):
+    ran = []
+    loop.call_later(math.nan, ran.append, "timer")
+    turn(loop)
+    assert ran == ["timer"]
+    loop.call_later(3600, ran.append, "clock")
+    loop.time = lambda: math.nan
+    turn(loop)
+    assert ran == ["timer", "clock"]
+
+
+def test_a_timer_wakes_a_loop_with_a_clock_below_zero(loop):
+    offset = loop.time() + 1000
+    loop.time = lambda: time.monotonic() - offset
+    assert loop.time() < 0
+    loop.run_until_complete(asyncio.wait_for(asyncio.sleep(0.01), 60))
+
+
 def test_a_timer_remembers_whether_its_time_is_an_int(loop):
     for when in (5, 5.0, 5.5):
         timer = loop.call_at(when, print)
@@ -449,6 +545,15 @@ def test_an_exception_in_a_callback_is_reported_and_the_rest_runs(loop):
     (report,) = reports
     assert report["message"].startswith("Exception in callback ") and "failing" in report["message"]
     assert report["handle"] is handle and str(report["exception"]) == "x"
+
+
+def test_an_exception_handler_is_called_in_an_except_clause(loop):
+    """So logging.exception() in it shows the traceback, and raising in it tells what led there."""
+    seen = []
+    loop.set_exception_handler(lambda loop, context: seen.append(sys.exc_info()[1] is context["exception"]))
+    loop.call_soon(lambda: 1 / 0)
+    turn(loop)
+    assert seen == [True] and sys.exc_info()[1] is None
 
 
 def test_an_exception_handler_that_fails_is_logged(loop, caplog):
