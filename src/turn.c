@@ -17,8 +17,9 @@
 enum { FL_POLL_EVERY_WITH_FDS = 20000, FL_POLL_EVERY_WITHOUT = 100000 };
 
 /* A poll that comes this much too late, in nanoseconds, was kept from its time by
- * a long turn or by another thread that had the GIL. Then the loop lets go of it
- * once a turn, as asyncio does, for as long as the second number says. */
+ * a long turn, by another thread that had the GIL, or by the machine. If there are other
+ * threads, the loop then lets go of the GIL once a turn, as asyncio does, for as long as
+ * the second number says. */
 enum { FL_POLL_LATE = 20000, FL_SHARE_GIL = 20000000 };
 
 /* Writes that are gathered wait for the end of the turn, but no longer than this (in
@@ -130,6 +131,16 @@ poll_interval(const fl_loop *loop)
     return loop->fds.active > 0 ? FL_POLL_EVERY_WITH_FDS : FL_POLL_EVERY_WITHOUT;
 }
 
+/* No other thread has a Python thread state, so nobody waits for the GIL. New ones are put
+ * at the head: only our own is looked into, which cannot go away. */
+static bool
+is_only_thread(void)
+{
+    PyThreadState *self = PyThreadState_Get();
+    return PyInterpreterState_ThreadHead(PyThreadState_GetInterpreter(self)) == self &&
+           PyThreadState_Next(self) == NULL;
+}
+
 /* Look for events while there is work in the queue. A thread that waits for the
  * GIL asks for it after 5 ms in which nobody let go of it. To let go now and then
  * for less time than its waking takes would only have it wait anew, for ever: it
@@ -147,7 +158,7 @@ poll_working(fl_loop *loop, bool shares, fl_event *events)
         PyEval_RestoreThread(thread);
     }
     int64_t now = fl_clock_ns();
-    if (now - due > FL_POLL_LATE) {
+    if (now - due > FL_POLL_LATE && !is_only_thread()) {
         loop->share_gil_until_ns = now + FL_SHARE_GIL;
     }
     errno = error;

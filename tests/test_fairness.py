@@ -5,6 +5,8 @@ The rounds of the other thread would take minutes if each had to win a race for 
 
 import asyncio
 import functools
+import subprocess
+import sys
 import threading
 import time
 
@@ -96,3 +98,29 @@ def test_a_thread_beside_a_pool_that_feeds_itself(other, language):
             assert not other.is_alive()
         finally:
             stop()
+
+
+ALONE = """
+import asyncio, time, fastloop
+
+async def main():
+    stats = asyncio.get_running_loop().stats
+    await asyncio.sleep(0)
+    time.sleep(0.001)  # the next poll is late
+    await asyncio.sleep(0)
+    before = stats()
+    for _ in range(200):
+        await asyncio.sleep(0)
+    after = stats()
+    print(after["turns"] - before["turns"], after["polls"] - before["polls"])
+
+fastloop.run(main())
+"""
+
+
+def test_a_loop_without_other_threads_does_not_let_go_of_the_gil_every_turn():
+    """Its polls are as rare after a slow callback as before."""
+    program = [sys.executable, "-c", ALONE]
+    turns, polls = map(int, subprocess.run(program, check=True, capture_output=True, text=True, timeout=LIMIT).stdout.split())
+    assert turns == 200
+    assert polls < turns
