@@ -56,6 +56,7 @@ struct fl_loop {
     int64_t polled_ns;  /* clock at the last poll */
     uint64_t polled_turn; /* number of the turn that polled last */
     int64_t share_gil_until_ns; /* poll every turn, without the GIL */
+    long times_slept;           /* of the thread, when may_lack_gil() looked last */
 
     PyObject *task_factory;   /* owned, or NULL */
     PyObject *current_task;   /* owned: what asyncio.current_task() gives, or NULL */

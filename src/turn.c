@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <math.h>
+#include <sys/resource.h>
 
 #include "context.h"
 #include "report.h"
@@ -17,9 +18,9 @@
 enum { FL_POLL_EVERY_WITH_FDS = 20000, FL_POLL_EVERY_WITHOUT = 100000 };
 
 /* A poll that comes this much too late, in nanoseconds, was kept from its time by
- * a long turn, by another thread that had the GIL, or by the machine. If there are other
- * threads, the loop then lets go of the GIL once a turn, as asyncio does, for as long as
- * the second number says. */
+ * a long turn, by another thread that had the GIL, or by the machine. If it may have been
+ * the GIL, the loop lets go of it once a turn, as asyncio does, for as long as the second
+ * number says; and again, if it had to wait for it in that time. */
 enum { FL_POLL_LATE = 20000, FL_SHARE_GIL = 20000000 };
 
 /* Writes that are gathered wait for the end of the turn, but no longer than this (in
@@ -141,6 +142,26 @@ is_only_thread(void)
            PyThreadState_Next(self) == NULL;
 }
 
+/* Whether it may be for the GIL that a poll came late: there are other threads, and this one
+ * has slept since that was asked last, as it does while it waits for the GIL. Neither a
+ * long turn nor a machine that stutters puts it to sleep. */
+static bool
+may_lack_gil(fl_loop *loop)
+{
+    if (is_only_thread()) {
+        return false;
+    }
+#ifdef RUSAGE_THREAD /* Linux, FreeBSD */
+    struct rusage usage;
+    if (getrusage(RUSAGE_THREAD, &usage) == 0) {
+        bool slept = usage.ru_nvcsw != loop->times_slept;
+        loop->times_slept = usage.ru_nvcsw;
+        return slept;
+    }
+#endif
+    return true;
+}
+
 /* Look for events while there is work in the queue. A thread that waits for the
  * GIL asks for it after 5 ms in which nobody let go of it. To let go now and then
  * for less time than its waking takes would only have it wait anew, for ever: it
@@ -158,8 +179,12 @@ poll_working(fl_loop *loop, bool shares, fl_event *events)
         PyEval_RestoreThread(thread);
     }
     int64_t now = fl_clock_ns();
-    if (now - due > FL_POLL_LATE && !is_only_thread()) {
+    bool ends = loop->share_gil_until_ns > 0 && now >= loop->share_gil_until_ns;
+    if ((ends || now - due > FL_POLL_LATE) && may_lack_gil(loop)) {
         loop->share_gil_until_ns = now + FL_SHARE_GIL;
+    }
+    else if (ends) {
+        loop->share_gil_until_ns = 0;
     }
     errno = error;
     return n;
