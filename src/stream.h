@@ -270,7 +270,8 @@ fl_reader_done(fl_reader *r)
     Py_DECREF(r->object);
 }
 
-/* A field of a reader, borrowed, only good until something else runs; NULL: it is gone. */
+/* A field of a reader, borrowed, only good until something else runs, which this does not
+ * do; NULL: it is gone. */
 PyObject *fl_reader_get(const fl_reader *r, fl_reader_field field);
 
 /* An object's <name>, borrowed out of its __dict__; NULL if there is none. */

@@ -204,7 +204,13 @@ fl_reader_get(const fl_reader *r, fl_reader_field field)
     if (PyDict_Next(r->attributes, &pos, &name, &value) && name == r->names[field]) {
         return value;
     }
-    return fl_reader_attribute(r->attributes, r->names[field]);
+    /* no lookup: a foreign key's __eq__ could drop what was borrowed before */
+    for (pos = 0; PyDict_Next(r->attributes, &pos, &name, &value);) {
+        if (name == r->names[field]) {
+            return value;
+        }
+    }
+    return NULL;
 }
 
 /* None of the attributes that somebody has added replaces a method. */

@@ -379,9 +379,9 @@ run_entry_timed(fl_loop *loop, uintptr_t entry, int64_t *now)
         rc = report_slow(loop, object, (double)ns * 1e-9);
     }
     bool is_task = (entry & FL_READY_TAGS) == FL_READY_TASK;
-    if (loop->debug || Py_REFCNT(object) == 1 ||
+    if (loop->debug || loop->slowest_callback_ns == ns || Py_REFCNT(object) == 1 ||
         (is_task && ((fl_task *)object)->fut.state != FL_PENDING)) {
-        *now = 0; /* neither logging nor a finalizer is the next entry's time */
+        *now = 0; /* logging, naming and finalizers are not the next entry's time */
     }
     if (is_task) {
         return release_task(loop, (fl_task *)object) < 0 ? -1 : rc;
