@@ -377,25 +377,26 @@ def test_the_exception_handler_sees_the_callbacks_variables(loop):
 # --- time() ---
 
 
+async def pass_by(clock, seconds):
+    clock[0] += seconds
+    for _ in range(3):
+        await asyncio.sleep(0)
+
+
 def assert_goes_by_its_clock(loop, clock):
     """Timers of a loop whose time() is clock[0]: due when it says so, however long that takes."""
     fired = []
-
-    async def pass_by(seconds):
-        clock[0] += seconds
-        for _ in range(3):
-            await asyncio.sleep(0)
 
     async def main():
         loop.call_later(3600, fired.append, "later")
         loop.call_at(clock[0] + 7200, fired.append, "at")
         sleeper = loop.create_task(asyncio.sleep(3600, "slept"))
-        await pass_by(0)
-        await pass_by(3599)
+        await pass_by(clock, 0)
+        await pass_by(clock, 3599)
         assert fired == [] and not sleeper.done()
-        await pass_by(1)
+        await pass_by(clock, 1)
         assert fired == ["later"] and await sleeper == "slept"
-        await pass_by(3600)
+        await pass_by(clock, 3600)
         assert fired == ["later", "at"]
 
     loop.run_until_complete(main())
@@ -436,23 +437,18 @@ def test_a_clock_may_start_anywhere(loop, start):
     loop.time = lambda: clock[0]
     fired = []
 
-    async def pass_by(seconds):
-        clock[0] += seconds
-        for _ in range(3):
-            await asyncio.sleep(0)
-
     async def main():
         loop.call_at(start + 3 * step, fired.append, "third")
         loop.call_later(step, fired.append, "first")
         sleeper = loop.create_task(asyncio.sleep(step * 2, "slept"))
-        await pass_by(0)
-        await pass_by(step / 2)  # not to the very float, which asyncio before 3.15 does not call due
+        await pass_by(clock, 0)
+        await pass_by(clock, step / 2)  # not to the very float, which asyncio before 3.15 does not call due
         assert fired == []
-        await pass_by(step)
+        await pass_by(clock, step)
         assert fired == ["first"] and not sleeper.done()
-        await pass_by(step)
+        await pass_by(clock, step)
         assert fired == ["first"] and await sleeper == "slept"
-        await pass_by(step)
+        await pass_by(clock, step)
         assert fired == ["first", "third"]
 
     loop.run_until_complete(main())
