@@ -28,8 +28,8 @@ enum { FL_POLL_LATE = 20000, FL_SHARE_GIL = 20000000 };
 static const int64_t FL_FLUSH_WITHIN = 2000000;
 
 /* Peers that are sent something more rarely than this (in nanoseconds) have gone to
- * sleep in between; that many turns in a row tell slow handlers from a processor that
- * was taken away for a moment. */
+ * sleep in between; that many more slow turns than quick ones tell slow handlers from a
+ * processor that was taken away for a moment. */
 enum { FL_PEER_SLEEPS = 15000, FL_SLOW_TURNS = 4 };
 
 /* selectors and asyncio wait no longer than this either (24 h, in nanoseconds):
@@ -495,9 +495,11 @@ learn_to_gather(fl_loop *loop)
         loop->slow_turns += loop->slow_turns < FL_SLOW_TURNS;
     }
     else {
-        loop->slow_turns = 0;
+        loop->slow_turns -= loop->slow_turns > 0; /* one that stopped at once would often have to begin anew */
     }
-    loop->gathers = loop->slow_turns == FL_SLOW_TURNS;
+    if (loop->slow_turns == 0 || loop->slow_turns == FL_SLOW_TURNS) {
+        loop->gathers = loop->slow_turns > 0;
+    }
     loop->writers = 0;
 }
 
