@@ -102,6 +102,21 @@ def test_a_few_quick_writers_do_not_wait():
     run(main)
 
 
+def test_one_quick_turn_changes_nothing_and_several_do():
+    async def main():
+        async with writers() as (transports, peers):
+
+            def write():
+                transports[0].write(b"now")  # a single one, which is quick however long it takes
+                return transports[0].get_write_buffer_size() == 0
+
+            sent_at_once = [(await turn(write))[0] for _ in range(SLOW_TURNS + 2)]
+            assert sent_at_once == [False] * SLOW_TURNS + [True] * 2
+            assert peers[0].recv(100) == b"now" * len(sent_at_once)
+
+    run(main)
+
+
 @pytest.mark.parametrize("end", ["close", "write_eof", "abort"])
 def test_an_end_comes_after_what_waits(end):
     async def main():
