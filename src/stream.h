@@ -59,7 +59,7 @@ typedef struct {
     fl_flush flush;
     fl_chunks out;
     uint64_t write_turn; /* loop->turns at the last write */
-    unsigned last_read;  /* bytes that the last recv() gave */
+    unsigned usual_read; /* bytes that a recv() gives: the last one's, or slowly sinking to it */
     int conn_lost;       /* asyncio's: connection_lost is scheduled, then failed writes */
     uint8_t pieces;      /* > 0: writes wait for the end of the turn */
     bool writes_again;   /* a second write came in this turn */

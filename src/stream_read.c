@@ -11,6 +11,14 @@
 #include <errno.h>
 #include <sys/socket.h>
 
+/* A large message may come in pieces, the last of them small: one of those does not
+ * yet say that reads are small now. */
+static void
+note_size(fl_stream *t, unsigned n)
+{
+    t->usual_read = n >= t->usual_read ? n : t->usual_read - (t->usual_read - n) / 8;
+}
+
 ssize_t
 fl_stream_receive(fl_stream *t, void *buffer, size_t size)
 {
@@ -26,21 +34,23 @@ fl_stream_receive(fl_stream *t, void *buffer, size_t size)
         t->hung_up = true;
     }
     t->readable = n > 0 && ((size_t)n == size || t->hung_up);
-    t->last_read = n > 0 ? (unsigned)n : 0;
-    t->loop->bytes_in += t->last_read;
+    if (n > 0) {
+        note_size(t, (unsigned)n);
+        t->loop->bytes_in += (size_t)n;
+    }
     return n;
 }
 
 /* After a large read the next one is expected to be large too, and worth to be
- * received where it will stay. The room is a little more than the last one took,
- * so that a short count still shows that the socket is empty, and that reads grow
- * while there is more. */
+ * received where it will stay. The room is a little more than usual, so that a
+ * short count still shows that the socket is empty, and that reads grow while
+ * there is more. */
 size_t
 fl_stream_expected(fl_stream *t)
 {
-    size_t room = t->last_read + t->last_read / 4;
+    size_t room = t->usual_read + t->usual_read / 4;
 
-    if (t->last_read < FL_STREAM_LARGE) {
+    if (t->usual_read < FL_STREAM_LARGE) {
         return 0;
     }
     return room < FL_RECV_BUFFER_SIZE ? room : FL_RECV_BUFFER_SIZE;
