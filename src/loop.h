@@ -39,7 +39,7 @@ struct fl_loop {
     fl_flush *flush_head, *flush_tail;
     int64_t flush_since; /* when the first of them began to wait, in nanoseconds */
     unsigned writers;    /* stream transports that were written to in this turn */
-    unsigned slow_turns; /* turns in which several were, slowly; less the quick ones */
+    unsigned slow_turns; /* in which several were, slowly, less the quick: 0 to FL_SLOW_TURNS */
     bool gathers;        /* what they write waits for the end of the turn */
 
     bool open;          /* the poller and the queues exist */

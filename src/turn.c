@@ -481,6 +481,8 @@ run_ready(fl_loop *loop)
  * transports, and takes so long from one to the next that whoever is at their other
  * ends has time to fall asleep again, what comes next is sent at the turn's end, one
  * after the other. Where nobody sleeps, sending at once is cheaper.
+ * One quick turn does not end that: a single request makes one, and until it was learned
+ * anew every answer would wake its peer.
  *
  * For the same reason the requests that one poll brings are then answered together, in
  * the turn after it: another poll in between would bring a few more, whose answers would
@@ -495,7 +497,7 @@ learn_to_gather(fl_loop *loop)
         loop->slow_turns += loop->slow_turns < FL_SLOW_TURNS;
     }
     else {
-        loop->slow_turns -= loop->slow_turns > 0; /* one that stopped at once would often have to begin anew */
+        loop->slow_turns -= loop->slow_turns > 0;
     }
     if (loop->slow_turns == 0 || loop->slow_turns == FL_SLOW_TURNS) {
         loop->gathers = loop->slow_turns > 0;
