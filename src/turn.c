@@ -30,7 +30,7 @@ static const int64_t FL_FLUSH_WITHIN = 2000000;
 /* Peers that are sent something more rarely than this (in nanoseconds) have gone to
  * sleep in between; that many more slow turns than quick ones tell slow handlers from a
  * processor that was taken away for a moment. */
-enum { FL_PEER_SLEEPS = 15000, FL_SLOW_TURNS = 4 };
+enum { FL_PEER_SLEEPS = 8000, FL_SLOW_TURNS = 4 };
 
 /* selectors and asyncio wait no longer than this either (24 h, in nanoseconds):
  * a longer timeout overflows some pollers. */
