@@ -126,7 +126,7 @@ def test_every_address_refuses(all_errors):
             options = {"all_errors": True} if all_errors else {}
             try:
                 await asyncio.get_running_loop().create_connection(Recorder, "name", 1, **options)
-            except Exception as error:
+            except (OSError, ExceptionGroup) as error:
                 inner = [type(e) for e in getattr(error, "exceptions", ())]
                 text = str(error).replace(str(port_6), "6").replace(str(port_4), "4")
                 return type(error), inner, text
