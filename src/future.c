@@ -750,6 +750,19 @@ fl_future_new(fl_loop *loop)
     return (PyObject *)f;
 }
 
+bool
+fl_future_renew(fl_future *f)
+{
+    if (Py_REFCNT(f) != 1 || f->state != FL_FINISHED || f->result != Py_None ||
+        f->native == NULL || f->native->debug) {
+        return false;
+    }
+    f->state = FL_PENDING;
+    Py_CLEAR(f->result);
+    Py_CLEAR(f->source_traceback); /* of a loop that was in debug mode */
+    return true;
+}
+
 static PyObject *
 future_new(PyTypeObject *type, PyObject *Py_UNUSED(args), PyObject *Py_UNUSED(kwargs))
 {

@@ -42,6 +42,10 @@ fl_is_future(fl_state *st, PyObject *object)
 /* A new pending Future of a fastloop loop. */
 PyObject *fl_future_new(fl_loop *loop);
 
+/* Make a Future that gave None pending again, as good as new: true, if nobody but the
+ * caller has it. */
+bool fl_future_renew(fl_future *f);
+
 /* What C code that holds a Future calls to finish it. They do what the methods
  * do: InvalidStateError (-1) if it is done already. */
 int fl_future_set_result(fl_future *f, PyObject *result);

@@ -254,6 +254,7 @@ fl_stream_connection_lost(fl_stream *t, PyObject *exc)
         fl_stream_release_socket(t);
         fail_empty_waiter(t);
         Py_CLEAR(t->protocol);
+        Py_CLEAR(t->reader);
         Py_CLEAR(t->read_waiter);
         Py_CLEAR(t->loop);
     }
@@ -277,6 +278,7 @@ fl_stream_set_protocol(fl_stream *t, PyObject *protocol)
         return -1;
     }
     fl_stream_settle(t);
+    Py_CLEAR(t->reader); /* its read() was for the protocol until now */
     t->buffered = buffered;
     t->stock = Py_IS_TYPE(protocol, ss->StreamReaderProtocol);
     t->tls = fl_tls_check(t->st, protocol);

@@ -52,7 +52,8 @@ typedef struct {
     PyObject *context;  /* owned contextvars.Context that the protocol is called in */
     PyObject *loop_context; /* owned: 3.15's context= argument, or NULL */
     PyObject *empty_waiter; /* owned future of _make_empty_waiter(), or NULL */
-    fl_future *read_waiter; /* owned future of a StreamReader.read(), or NULL */
+    PyObject *reader;       /* owned: whose read() waits to be woken; or NULL */
+    fl_future *read_waiter; /* owned: the future of its last read(), or NULL */
     PyObject *high_object, *low_object; /* owned: water marks that are not ints, or NULL */
     Py_ssize_t high_water, low_water;   /* bytes */
     fl_watch watch;
@@ -281,6 +282,9 @@ PyObject *fl_reader_attribute(PyObject *attributes, PyObject *name);
  * directly: its reader, which has a buffer. False: nowhere. */
 bool fl_streams_open(fl_state *st, PyObject *protocol, fl_reader *r);
 
+/* Nobody has replaced data_received(), on the class or on this protocol. */
+bool fl_streams_protocol_is_stock(fl_stream_state *ss, PyObject *protocol);
+
 /* streams_fast.c */
 
 /* recv() into the StreamReader of a stock protocol. 1: done, with *n (and errno)
@@ -300,9 +304,9 @@ int fl_streams_fed(fl_state *st, fl_stream *t, PyObject *reader, Py_ssize_t tota
 /* connection_made() has been called: a stock reader gets our read(). */
 void fl_streams_adopt(fl_stream *t);
 
-/* There is something to read: wake the read() that waits for it. FL_STREAMS_OFFERED,
- * or 0 if none does or something is in the buffer already; -1 with an exception. */
-int fl_streams_offer(fl_stream *t, const fl_reader *r);
+/* There is something to read: wake the read() that waits for it, t->reader's.
+ * FL_STREAMS_OFFERED, or 0 if it does not any more; -1 with an exception. */
+int fl_streams_offer(fl_stream *t);
 
 extern PyMethodDef fl_streams_module_methods[];
 

@@ -202,20 +202,16 @@ fl_streams_fed(fl_state *st, fl_stream *t, PyObject *reader, Py_ssize_t total)
     return status;
 }
 
-/* To a read() that waits for it, or into the reader. */
+/* recv() into the reader. */
 static int
 receive_for(fl_stream *t, fl_reader *r, ssize_t *n)
 {
     PyObject *buffer = r->buffer;
-    size_t room;
-    int done = t->read_waiter == NULL ? 0 : fl_streams_offer(t, r), error;
-
-    if (done == 0) {
-        room = fl_stream_expected(t);
-        done = room > 0 ? receive_in_place(t, buffer, room, n)
+    size_t room = fl_stream_expected(t);
+    int done = room > 0 ? receive_in_place(t, buffer, room, n)
                         : receive_and_append(t, buffer, n);
-    }
-    error = errno;
+    int error = errno;
+
     if (done == 1 && *n > 0 &&
         fl_streams_fed(t->st, t, r->object, PyByteArray_GET_SIZE(buffer)) < 0) {
         done = -1;
@@ -228,10 +224,10 @@ int
 fl_streams_read(fl_stream *t, ssize_t *n)
 {
     fl_reader r;
-    int done, error;
+    int done = t->reader == NULL ? 0 : fl_streams_offer(t), error;
 
-    if (!fl_streams_open(t->st, t->protocol, &r)) {
-        return 0;
+    if (done != 0 || !fl_streams_open(t->st, t->protocol, &r)) {
+        return done;
     }
     done = receive_for(t, &r, n);
     error = errno;

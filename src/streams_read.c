@@ -20,8 +20,8 @@ socket_transport(fl_stream_state *ss, PyObject *transport)
                : NULL;
 }
 
-/* The reader's transport receives now what it left to a read() that was woken, as it
- * would have before; the reader need not be a stock one any more. */
+/* No read() waits any more. The reader's transport receives now what it left to one that
+ * was woken, as it would have before; the reader need not be a stock one any more. */
 static void
 settle(fl_stream_state *ss, PyObject *reader)
 {
@@ -33,29 +33,35 @@ settle(fl_stream_state *ss, PyObject *reader)
         return;
     }
     t = socket_transport(ss, fl_reader_attribute(attributes, ss->str__transport));
-    if (t != NULL && t->offered) {
+    if (t != NULL) {
         Py_INCREF(t);
+        Py_CLEAR(t->reader);
         fl_stream_settle(t);
         Py_DECREF(t);
     }
     Py_DECREF(attributes);
 }
 
-/* fl_reader_look() at a reader that has all that has arrived. */
+/* fl_reader_look() at a reader that has all that has arrived; *transport is borrowed, NULL
+ * if it is not a SocketTransport. */
 static bool
-look_settled(fl_stream_state *ss, PyObject *reader, fl_reader *r)
+look_settled(fl_stream_state *ss, PyObject *reader, fl_reader *r, fl_stream **transport)
 {
     bool stock = fl_reader_look(ss, reader, r);
     fl_stream *t = stock ? socket_transport(ss, fl_reader_get(r, FL_READER_TRANSPORT)) : NULL;
 
-    if (stock && (t == NULL || !t->offered)) {
-        return true;
+    if (!stock || (t != NULL && t->offered)) {
+        if (stock) {
+            fl_reader_done(r);
+        }
+        settle(ss, reader);
+        if (!stock || !fl_reader_look(ss, reader, r)) {
+            return false;
+        }
+        t = socket_transport(ss, fl_reader_get(r, FL_READER_TRANSPORT));
     }
-    if (stock) {
-        fl_reader_done(r);
-    }
-    settle(ss, reader);
-    return stock && fl_reader_look(ss, reader, r);
+    *transport = t;
+    return true;
 }
 
 /* The number of bytes that read(n) wants at most; 0 if that is not for us. */
@@ -78,21 +84,17 @@ is_untroubled(const fl_reader *r)
            fl_reader_get(r, FL_READER_PAUSED) == Py_False;
 }
 
-/* The transport that will receive for read(), NULL if there is something to return or to
- * raise at once, or the transport does not read for the reader. */
-static fl_stream *
-to_wait_for(fl_stream_state *ss, const fl_reader *r)
+/* The reader's transport will receive for read(); false if there is something to return or
+ * to raise at once, or the transport does not read for the reader. */
+static bool
+must_wait(const fl_reader *r, const fl_stream *t)
 {
     PyObject *buffer = r->buffer;
-    fl_stream *t = socket_transport(ss, fl_reader_get(r, FL_READER_TRANSPORT));
 
-    if (t == NULL || buffer == NULL || PyByteArray_GET_SIZE(buffer) > 0 ||
-        !is_untroubled(r) || fl_reader_get(r, FL_READER_WAITER) != Py_None ||
-        t->loop == NULL || !t->stock || !fl_stream_is_reading(t) ||
-        fl_reader_get(r, FL_READER_LOOP) != (PyObject *)t->loop) {
-        return NULL;
-    }
-    return t;
+    return t != NULL && buffer != NULL && PyByteArray_GET_SIZE(buffer) == 0 &&
+           is_untroubled(r) && fl_reader_get(r, FL_READER_WAITER) == Py_None &&
+           t->loop != NULL && t->stock && fl_stream_is_reading(t) &&
+           fl_reader_get(r, FL_READER_LOOP) == (PyObject *)t->loop;
 }
 
 /* A future as reader._waiter; reader._loop is one of ours. */
@@ -105,6 +107,25 @@ make_waiter(fl_stream_state *ss, const fl_reader *r)
         Py_CLEAR(waiter);
     }
     return waiter;
+}
+
+/* The same for a read() that t will wake: the future of the last one, if that is free. */
+static PyObject *
+wait_for(fl_stream *t, const fl_reader *r)
+{
+    if (t->read_waiter == NULL || !fl_future_renew(t->read_waiter)) {
+        PyObject *waiter = fl_future_new(t->loop);
+        if (waiter == NULL) {
+            return NULL;
+        }
+        Py_XSETREF(t->read_waiter, (fl_future *)waiter);
+    }
+    if (PyDict_SetItem(r->attributes, t->st->stream->str__waiter,
+                       (PyObject *)t->read_waiter) < 0) {
+        return NULL;
+    }
+    Py_XSETREF(t->reader, Py_NewRef(r->object));
+    return Py_NewRef(t->read_waiter);
 }
 
 static bool
@@ -132,12 +153,10 @@ begin_read(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     if (!has_two(nargs)) {
         return NULL;
     }
-    if (look_settled(ss, args[0], &r)) {
-        t = size_of(args[1]) > 0 ? to_wait_for(ss, &r) : NULL;
-        if (t != NULL) {
+    if (look_settled(ss, args[0], &r, &t)) {
+        if (size_of(args[1]) > 0 && must_wait(&r, t)) {
             Py_INCREF(t);
-            waiter = make_waiter(ss, &r);
-            Py_XSETREF(t->read_waiter, (fl_future *)Py_XNewRef(waiter));
+            waiter = wait_for(t, &r);
             Py_DECREF(t);
         }
         fl_reader_done(&r);
@@ -145,26 +164,44 @@ begin_read(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return waiter != NULL || PyErr_Occurred() ? waiter : Py_NewRef(Py_None);
 }
 
+/* reader._waiter = None, if it was `waiter`: 1; 0 if not; -1 with an exception. */
+static int
+clear_waiter(fl_stream_state *ss, PyObject *reader, fl_future *waiter)
+{
+    PyObject *attributes = PyObject_GenericGetDict(reader, NULL);
+    int status = -1;
+
+    if (attributes != NULL) {
+        status = fl_reader_attribute(attributes, ss->str__waiter) == (PyObject *)waiter;
+    }
+    if (status > 0 && PyDict_SetItem(attributes, ss->str__waiter, Py_None) < 0) {
+        status = -1;
+    }
+    Py_XDECREF(attributes);
+    return status;
+}
+
+/* Whatever else has become of the reader since, _end_read() will look at. */
 int
-fl_streams_offer(fl_stream *t, const fl_reader *r)
+fl_streams_offer(fl_stream *t)
 {
     fl_stream_state *ss = t->st->stream;
-    fl_future *waiter = t->read_waiter;
-    int status;
+    fl_future *waiter = (fl_future *)Py_NewRef(t->read_waiter);
+    PyObject *reader = t->reader;
+    int status = 0;
 
-    if (waiter->state != FL_PENDING || PyByteArray_GET_SIZE(r->buffer) > 0 ||
-        fl_reader_get(r, FL_READER_WAITER) != (PyObject *)waiter ||
-        !Py_IS_TYPE(r->object, ss->OurStreamReader)) {
-        return 0;
+    t->reader = NULL; /* the reference is ours now */
+    if (waiter->state == FL_PENDING && fl_streams_protocol_is_stock(ss, t->protocol)) {
+        status = clear_waiter(ss, reader, waiter);
     }
-    t->read_waiter = NULL; /* the reference is ours now */
-    status = PyDict_SetItem(r->attributes, ss->str__waiter, Py_None);
-    if (status == 0) {
+    if (status > 0) {
         status = fl_future_set_result(waiter, Py_None);
+        t->offered = status == 0;
+        status = status < 0 ? -1 : FL_STREAMS_OFFERED;
     }
-    t->offered = status == 0;
     Py_DECREF(waiter);
-    return status < 0 ? -1 : FL_STREAMS_OFFERED;
+    Py_DECREF(reader);
+    return status;
 }
 
 /* recv() for read(n), into a bytes object; what is too much goes to the reader's
@@ -353,9 +390,10 @@ take_or_wait(fl_state *st, PyObject *reader, PyObject *what, Py_ssize_t from)
 {
     PyObject *result = NULL;
     Py_ssize_t size;
+    fl_stream *t;
     fl_reader r;
 
-    if (look_settled(st->stream, reader, &r)) {
+    if (look_settled(st->stream, reader, &r, &t)) {
         if (is_untroubled(&r) && r.buffer != NULL) {
             size = from >= 0 ? size_until(&r, what, from) : size_exactly(&r, what);
             if (size > 0) {

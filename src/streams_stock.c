@@ -160,6 +160,9 @@ is_stock_reader(fl_stream_state *ss, PyObject *reader)
 {
     bool ours = Py_IS_TYPE(reader, ss->OurStreamReader);
 
+    if (ours && is_unchanged(ss->OurStreamReader, ss->our_reader_version)) {
+        return true; /* nor is its base class changed: that would have changed it, too */
+    }
     return (ours || Py_IS_TYPE(reader, ss->StreamReader)) &&
            reader_class_is_stock(ss, ss->StreamReader, ss->reader_methods,
                                  &ss->reader_version) &&
@@ -275,24 +278,45 @@ dereference(PyObject *weakref)
 #endif
 }
 
-/* The reader of a stock protocol, owned; NULL if there is none, or the protocol has a
- * data_received() of its own. */
+/* protocol.<name> out of its __dict__, owned; NULL without an exception: it is not there. */
 static PyObject *
-reader_of(fl_stream_state *ss, PyObject *protocol)
+protocol_attribute(PyObject *protocol, PyObject *name)
 {
-    PyObject *attributes = PyObject_GenericGetDict(protocol, NULL);
-    PyObject *weakref, *reader = NULL;
+    PyObject *attributes = PyObject_GenericGetDict(protocol, NULL), *value;
 
     if (attributes == NULL) {
         PyErr_Clear();
         return NULL;
     }
-    weakref = fl_reader_attribute(attributes, ss->str__stream_reader_wr);
-    if (weakref != NULL && PyWeakref_CheckRefExact(weakref) &&
-        fl_reader_attribute(attributes, ss->str_data_received) == NULL) {
+    value = Py_XNewRef(fl_reader_attribute(attributes, name));
+    Py_DECREF(attributes);
+    return value;
+}
+
+bool
+fl_streams_protocol_is_stock(fl_stream_state *ss, PyObject *protocol)
+{
+    PyObject *own;
+
+    if (!protocol_class_is_stock(ss)) {
+        return false;
+    }
+    own = protocol_attribute(protocol, ss->str_data_received);
+    Py_XDECREF(own);
+    return own == NULL;
+}
+
+/* The reader of a stock protocol, owned, or NULL. */
+static PyObject *
+reader_of(fl_stream_state *ss, PyObject *protocol)
+{
+    PyObject *weakref = protocol_attribute(protocol, ss->str__stream_reader_wr);
+    PyObject *reader = NULL;
+
+    if (weakref != NULL && PyWeakref_CheckRefExact(weakref)) {
         reader = dereference(weakref);
     }
-    Py_DECREF(attributes);
+    Py_XDECREF(weakref);
     return reader;
 }
 
@@ -302,7 +326,7 @@ fl_streams_open(fl_state *st, PyObject *protocol, fl_reader *r)
     PyObject *reader = NULL;
     bool open;
 
-    if (protocol_class_is_stock(st->stream)) {
+    if (fl_streams_protocol_is_stock(st->stream, protocol)) {
         reader = reader_of(st->stream, protocol);
     }
     open = reader != NULL && fl_reader_look(st->stream, reader, r);
