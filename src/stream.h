@@ -288,10 +288,8 @@ bool fl_streams_protocol_is_stock(fl_stream_state *ss, PyObject *protocol);
 /* streams_fast.c */
 
 /* recv() into the StreamReader of a stock protocol. 1: done, with *n (and errno)
- * what recv() gave; FL_STREAMS_OFFERED: t->offered is set; 0: nothing was done, the
- * ordinary way must be taken; -1: the exception that data_received() would have
- * raised is set. */
-enum { FL_STREAMS_OFFERED = 2 };
+ * what recv() gave; 0: nothing was done, the ordinary way must be taken; -1: the
+ * exception that data_received() would have raised is set. */
 int fl_streams_read(fl_stream *t, ssize_t *n);
 
 /* The rest of feed_data(), after bytes have been appended: wake the reader's waiter
@@ -304,8 +302,8 @@ int fl_streams_fed(fl_state *st, fl_stream *t, PyObject *reader, Py_ssize_t tota
 /* connection_made() has been called: a stock reader gets our read(). */
 void fl_streams_adopt(fl_stream *t);
 
-/* There is something to read: wake the read() that waits for it, t->reader's.
- * FL_STREAMS_OFFERED, or 0 if it does not any more; -1 with an exception. */
+/* There is something to read: wake the read() that waits for it, t->reader's, and set
+ * t->offered: 1, or 0 if it does not wait any more; -1 with an exception. */
 int fl_streams_offer(fl_stream *t);
 
 extern PyMethodDef fl_streams_module_methods[];

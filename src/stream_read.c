@@ -11,6 +11,9 @@
 #include <errno.h>
 #include <sys/socket.h>
 
+static const char DATA_RECEIVED_FAILED[] =
+    "Fatal error: protocol.data_received() call failed.";
+
 /* A large message may come in pieces, the last of them small: one of those does not
  * yet say that reads are small now. */
 static void
@@ -170,7 +173,7 @@ read_ready_data(fl_stream *t)
     Py_DECREF(protocol);
     Py_DECREF(bytes);
     if (result == NULL) {
-        return fl_stream_fatal(t, "Fatal error: protocol.data_received() call failed.");
+        return fl_stream_fatal(t, DATA_RECEIVED_FAILED);
     }
     Py_DECREF(result);
     return 0;
@@ -183,14 +186,11 @@ read_ready_stock(fl_stream *t)
     ssize_t n = -1;
     int done = fl_streams_read(t, &n);
 
-    if (done == FL_STREAMS_OFFERED) {
-        return 0;
-    }
     if (done == 0) {
         return read_ready_data(t);
     }
     if (done < 0) {
-        return fl_stream_fatal(t, "Fatal error: protocol.data_received() call failed.");
+        return fl_stream_fatal(t, DATA_RECEIVED_FAILED);
     }
     return n > 0 ? 0 : received_nothing(t, n);
 }
@@ -390,8 +390,16 @@ fl_stream_on_event(fl_watch *w, unsigned events)
     if (events & (FL_HANGUP | FL_EOF)) {
         t->hung_up = true;
     }
-    if (!(events & FL_STREAM_START) && !fl_stream_may_read(t) && !t->blocked) {
-        return 0;
+    if (!(events & FL_STREAM_START) && !t->blocked) {
+        if (!fl_stream_may_read(t)) {
+            return 0;
+        }
+        if (t->reader != NULL) { /* wakes at most: the protocol's context is not needed */
+            status = fl_streams_offer(t);
+            if (status != 0) {
+                return status > 0 ? 0 : fl_stream_fatal(t, DATA_RECEIVED_FAILED);
+            }
+        }
     }
     loop = Py_NewRef(t->loop);
     context = Py_NewRef(t->context);

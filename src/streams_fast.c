@@ -224,10 +224,10 @@ int
 fl_streams_read(fl_stream *t, ssize_t *n)
 {
     fl_reader r;
-    int done = t->reader == NULL ? 0 : fl_streams_offer(t), error;
+    int done, error;
 
-    if (done != 0 || !fl_streams_open(t->st, t->protocol, &r)) {
-        return done;
+    if (!fl_streams_open(t->st, t->protocol, &r)) {
+        return 0;
     }
     done = receive_for(t, &r, n);
     error = errno;

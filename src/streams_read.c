@@ -194,11 +194,10 @@ fl_streams_offer(fl_stream *t)
     if (waiter->state == FL_PENDING && fl_streams_protocol_is_stock(ss, t->protocol)) {
         status = clear_waiter(ss, reader, waiter);
     }
-    if (status > 0) {
-        status = fl_future_set_result(waiter, Py_None);
-        t->offered = status == 0;
-        status = status < 0 ? -1 : FL_STREAMS_OFFERED;
+    if (status > 0 && fl_future_set_result(waiter, Py_None) < 0) {
+        status = -1;
     }
+    t->offered = status > 0;
     Py_DECREF(waiter);
     Py_DECREF(reader);
     return status;

@@ -9,6 +9,7 @@ import socket
 import struct
 import sys
 import warnings
+import weakref
 
 import pytest
 from stream_helpers import LOOPS, clients_in_threads, run
@@ -199,6 +200,123 @@ def test_feed_data_is_replaced_between(run):
         far.sendall(b"data")
         assert await reader.read(100) == b"DATA"
         await finish(writer, far)
+
+    run(scenario)
+
+
+def hear_on_the_object(monkeypatch, protocol, hear):
+    protocol.data_received = hear
+
+
+def hear_on_the_class(monkeypatch, protocol, hear):
+    monkeypatch.setattr(asyncio.StreamReaderProtocol, "data_received", lambda self, data: hear(data))
+
+
+@pytest.mark.parametrize("replace", [hear_on_the_object, hear_on_the_class])
+def test_data_received_is_replaced_while_it_waits(run, monkeypatch, replace):
+    """The first bytes behind it go there already; what is fed by hand is what the read gives."""
+
+    async def scenario():
+        reader, writer, far = await open_pair()
+        task = asyncio.create_task(reader.read(100))
+        while reader._waiter is None:
+            await asyncio.sleep(0)
+        heard = asyncio.get_running_loop().create_future()
+        with monkeypatch.context() as patch:
+            replace(patch, writer.transport.get_protocol(), heard.set_result)
+            far.sendall(b"data")
+            assert await heard == b"data"
+            assert not task.done() and reader._waiter is not None
+            reader.feed_data(b"by hand")
+            assert await task == b"by hand"
+        await finish(writer, far)
+
+    run(scenario)
+
+
+def test_protocol_is_changed_while_it_waits(run):
+    """The bytes are the new protocol's reader's; the old one's read() waits on."""
+
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        reader, writer, far = await open_pair()
+        task = asyncio.create_task(reader.read(100))
+        while reader._waiter is None:
+            await asyncio.sleep(0)
+        second = asyncio.StreamReader(loop=loop)
+        writer.transport.set_protocol(asyncio.StreamReaderProtocol(second, loop=loop))
+        far.sendall(b"data")
+        assert await second.read(100) == b"data"
+        assert not task.done()
+        reader.feed_eof()
+        assert await task == b""
+        writer.transport.abort()
+        far.close()
+
+    run(scenario)
+
+
+def test_fed_by_hand_while_it_waits(run):
+    async def scenario():
+        reader, writer, far = await open_pair()
+        for number in range(3):
+            task = asyncio.create_task(reader.read(100))
+            while reader._waiter is None:
+                await asyncio.sleep(0)
+            reader.feed_data(b"by hand")
+            far.sendall(b"%d" % number)
+            assert await task == b"by hand"
+            assert await reader.read(100) == b"%d" % number
+        await finish(writer, far)
+
+    run(scenario)
+
+
+def test_kept_future_stays_done(run):
+    """The next read() has one of its own if somebody looks at the last one's."""
+
+    async def scenario():
+        reader, writer, far = await open_pair()
+        kept, called = [], []
+        for number in range(4):
+            task = asyncio.create_task(reader.read(100))
+            while reader._waiter is None:
+                await asyncio.sleep(0)
+            assert not reader._waiter.done() and reader._waiter not in kept
+            if number % 2 == 0:
+                kept.append(reader._waiter)
+                kept[-1].add_done_callback(called.append)
+            far.sendall(b"data")
+            assert await task == b"data"
+            assert [future.result() for future in kept] == [None] * len(kept)
+        await asyncio.sleep(0)
+        assert called == kept
+        await finish(writer, far)
+
+    run(scenario)
+
+
+@pytest.mark.filterwarnings("ignore:unclosed <StreamWriter:ResourceWarning")
+def test_transport_does_not_keep_the_reader(run):
+    """Neither after a read() nor after a cancelled one."""
+
+    async def scenario():
+        for cancelled in (False, True):
+            reader, writer, far = await open_pair()
+            transport, forgotten = writer.transport, weakref.ref(reader)
+            task = asyncio.create_task(reader.read(100))
+            while reader._waiter is None:
+                await asyncio.sleep(0)
+            if cancelled:
+                task.cancel()
+            else:
+                far.sendall(b"data")
+            await asyncio.wait([task])
+            del task, reader, writer
+            gc.collect()
+            assert forgotten() is None
+            transport.abort()
+            far.close()
 
     run(scenario)
 
