@@ -758,6 +758,7 @@ fl_future_renew(fl_future *f)
         return false;
     }
     f->state = FL_PENDING;
+    f->blocking = false;
     Py_CLEAR(f->result);
     Py_CLEAR(f->source_traceback); /* of a loop that was in debug mode */
     return true;
