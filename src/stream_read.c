@@ -179,13 +179,30 @@ read_ready_data(fl_stream *t)
     return 0;
 }
 
+/* Wake the read() that waits: 1 if there is nothing else to do, 0 if the bytes are to be
+ * received now, -1 with an exception. */
+static int
+wake_read(fl_stream *t)
+{
+    int status = t->reader == NULL ? 0 : fl_streams_offer(t);
+
+    if (status < 0 && fl_stream_fatal(t, DATA_RECEIVED_FAILED) == 0) {
+        status = 1;
+    }
+    return status == 0 && t->loop == NULL ? 1 : status;
+}
+
 /* A stock StreamReaderProtocol: into its reader, where that is possible. */
 static int
 read_ready_stock(fl_stream *t)
 {
     ssize_t n = -1;
-    int done = fl_streams_read(t, &n);
+    int done = wake_read(t);
 
+    if (done != 0) {
+        return done < 0 ? -1 : 0;
+    }
+    done = fl_streams_read(t, &n);
     if (done == 0) {
         return read_ready_data(t);
     }
@@ -394,11 +411,9 @@ fl_stream_on_event(fl_watch *w, unsigned events)
         if (!fl_stream_may_read(t)) {
             return 0;
         }
-        if (t->reader != NULL) { /* wakes at most: the protocol's context is not needed */
-            status = fl_streams_offer(t);
-            if (status != 0) {
-                return status > 0 ? 0 : fl_stream_fatal(t, DATA_RECEIVED_FAILED);
-            }
+        status = wake_read(t); /* which runs no code of the protocol: not in its context */
+        if (status != 0) {
+            return status < 0 ? -1 : 0;
         }
     }
     loop = Py_NewRef(t->loop);

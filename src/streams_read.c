@@ -113,19 +113,17 @@ make_waiter(fl_stream_state *ss, const fl_reader *r)
 static PyObject *
 wait_for(fl_stream *t, const fl_reader *r)
 {
-    if (t->read_waiter == NULL || !fl_future_renew(t->read_waiter)) {
-        PyObject *waiter = fl_future_new(t->loop);
-        if (waiter == NULL) {
-            return NULL;
-        }
-        Py_XSETREF(t->read_waiter, (fl_future *)waiter);
-    }
-    if (PyDict_SetItem(r->attributes, t->st->stream->str__waiter,
-                       (PyObject *)t->read_waiter) < 0) {
+    bool renewed = t->read_waiter != NULL && fl_future_renew(t->read_waiter);
+    PyObject *waiter = renewed ? Py_NewRef(t->read_waiter) : fl_future_new(t->loop);
+
+    if (waiter == NULL ||
+        PyDict_SetItem(r->attributes, t->st->stream->str__waiter, waiter) < 0) {
+        Py_XDECREF(waiter);
         return NULL;
     }
+    Py_XSETREF(t->read_waiter, (fl_future *)Py_NewRef(waiter));
     Py_XSETREF(t->reader, Py_NewRef(r->object));
-    return Py_NewRef(t->read_waiter);
+    return waiter;
 }
 
 static bool
@@ -187,19 +185,23 @@ fl_streams_offer(fl_stream *t)
 {
     fl_stream_state *ss = t->st->stream;
     fl_future *waiter = (fl_future *)Py_NewRef(t->read_waiter);
-    PyObject *reader = t->reader;
+    PyObject *reader = t->reader, *protocol = Py_NewRef(t->protocol);
     int status = 0;
 
     t->reader = NULL; /* the reference is ours now */
-    if (waiter->state == FL_PENDING && fl_streams_protocol_is_stock(ss, t->protocol)) {
+    if (waiter->state == FL_PENDING && fl_streams_protocol_is_stock(ss, protocol)) {
         status = clear_waiter(ss, reader, waiter);
     }
-    if (status > 0 && fl_future_set_result(waiter, Py_None) < 0) {
-        status = -1;
+    if (status > 0) {
+        t->offered = true; /* before a call_soon() of somebody's own, which may settle it */
+        if (fl_future_set_result(waiter, Py_None) < 0) {
+            t->offered = false;
+            status = -1;
+        }
     }
-    t->offered = status > 0;
     Py_DECREF(waiter);
     Py_DECREF(reader);
+    Py_DECREF(protocol);
     return status;
 }
 

@@ -326,6 +326,7 @@ fl_streams_open(fl_state *st, PyObject *protocol, fl_reader *r)
     PyObject *reader = NULL;
     bool open;
 
+    Py_INCREF(protocol); /* somebody's data_received() may be a descriptor with code */
     if (fl_streams_protocol_is_stock(st->stream, protocol)) {
         reader = reader_of(st->stream, protocol);
     }
@@ -335,5 +336,6 @@ fl_streams_open(fl_state *st, PyObject *protocol, fl_reader *r)
         open = false;
     }
     Py_XDECREF(reader);
+    Py_DECREF(protocol);
     return open;
 }

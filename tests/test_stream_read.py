@@ -14,6 +14,8 @@ import weakref
 import pytest
 from stream_helpers import LOOPS, clients_in_threads, run
 
+import fastloop
+
 
 async def open_pair(**kwargs):
     """Streams on one end of a TCP connection, a blocking socket on the other."""
@@ -234,6 +236,75 @@ def test_data_received_is_replaced_while_it_waits(run, monkeypatch, replace):
     run(scenario)
 
 
+class Treacherous:
+    """A data_received() that is asyncio's, but whoever only looks at it has ended the connection."""
+
+    def __init__(self, end):
+        self.end, self.function = end, asyncio.StreamReaderProtocol.data_received
+
+    def __get__(self, protocol, owner):
+        self.end()
+        return self.function.__get__(protocol, owner)
+
+
+@pytest.mark.parametrize("method", ["read", "readexactly"])
+def test_a_look_at_data_received_ends_it(run, monkeypatch, method):
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        reader, writer, far = await open_pair()
+        transport, lost = writer.transport, loop.create_future()
+        task = asyncio.create_task(getattr(reader, method)(4))
+        while reader._waiter is None:
+            await asyncio.sleep(0)
+
+        class Other(asyncio.Protocol):
+            def connection_lost(self, exc):
+                lost.done() or lost.set_result(exc)
+
+        def end():
+            transport.set_protocol(Other())
+            transport.abort()
+            gc.collect()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(asyncio.StreamReaderProtocol, "data_received", Treacherous(end))
+            far.sendall(b"data")
+            assert await lost is None
+        task.cancel()
+        await asyncio.wait([task])
+        far.close()
+
+    run(scenario)
+
+
+@pytest.mark.parametrize("base", [asyncio.SelectorEventLoop, fastloop.Loop])
+def test_call_soon_pauses_the_transport(base):
+    """The wakeup goes through a call_soon() of the loop's own; what has arrived by then is read all the same."""
+
+    class Loop(base):
+        pause = None
+
+        def call_soon(self, *args, **kwargs):
+            if self.pause:
+                self.pause()
+            return super().call_soon(*args, **kwargs)
+
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        reader, writer, far = await open_pair()
+        task = asyncio.create_task(reader.read(100))
+        while reader._waiter is None:
+            await asyncio.sleep(0)
+        far.sendall(b"data")
+        loop.pause = writer.transport.pause_reading
+        assert await task == b"data"
+        loop.pause = None
+        await finish(writer, far)
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(asyncio.wait_for(scenario(), 280))
+
+
 def test_protocol_is_changed_while_it_waits(run):
     """The bytes are the new protocol's reader's; the old one's read() waits on."""
 
@@ -298,16 +369,19 @@ def test_kept_future_stays_done(run):
 
 @pytest.mark.filterwarnings("ignore:unclosed <StreamWriter:ResourceWarning")
 def test_transport_does_not_keep_the_reader(run):
-    """Neither after a read() nor after a cancelled one."""
+    """Neither after a read(), also while it cannot write, nor after a cancelled one."""
 
     async def scenario():
-        for cancelled in (False, True):
+        for how in ("read", "read while it cannot write", "cancelled"):
             reader, writer, far = await open_pair()
             transport, forgotten = writer.transport, weakref.ref(reader)
             task = asyncio.create_task(reader.read(100))
             while reader._waiter is None:
                 await asyncio.sleep(0)
-            if cancelled:
+            if how == "read while it cannot write":
+                writer.write(bytes(20_000_000))
+                assert transport.get_write_buffer_size() > 0
+            if how == "cancelled":
                 task.cancel()
             else:
                 far.sendall(b"data")
