@@ -11,11 +11,11 @@
 #ifndef FASTLOOP_WAKEUP_H
 #define FASTLOOP_WAKEUP_H
 
+#include "poll.h" /* Python.h, which has to come before the C library's headers */
+#include "spin.h"
+
 #include <stdatomic.h>
 #include <sys/types.h>
-
-#include "poll.h"
-#include "spin.h"
 
 /* What the loop's thread does, in fl_waker.state. */
 enum {
