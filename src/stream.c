@@ -161,6 +161,7 @@ fl_stream_close(fl_stream *t)
 int
 fl_stream_force_close(fl_stream *t, PyObject *exc)
 {
+    t->failed |= exc != NULL;
     fl_stream_settle(t);
     if (t->conn_lost) {
         return 0;

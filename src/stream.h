@@ -78,6 +78,7 @@ typedef struct {
     bool blocked;        /* the kernel took less than it was given: await FL_WRITE */
     bool readable;       /* there may be more to read than events told */
     bool hung_up;        /* the peer ended: read until the kernel says so */
+    bool failed;         /* an error ends it: what recv() says from now on is not the peer's end */
     bool offered;        /* a StreamReader.read() was woken to receive for itself */
     bool lent;           /* the fd is watched by somebody else (sendfile) */
 } fl_stream;

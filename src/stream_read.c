@@ -148,10 +148,14 @@ receive_some(fl_stream *t, ssize_t *n)
     return *n <= 0 ? NULL : PyBytes_FromStringAndSize(buffer, *n);
 }
 
-/* recv() gave no data: the end, or an error in errno. */
+/* recv() gave no data: the end, or an error in errno. With an error met by a send, recv()
+ * gives 0 too: that is no end. */
 static int
 received_nothing(fl_stream *t, ssize_t n)
 {
+    if (t->failed) {
+        return 0;
+    }
     return n == 0 ? on_eof(t) : fl_stream_receive_failed(t);
 }
 
@@ -383,7 +387,10 @@ handle_events(fl_stream *t, PyObject *loop, unsigned events)
         }
     }
     if (status == 0 && (events & FL_WRITE) && t->loop != NULL && t->blocked) {
-        status = fl_stream_write_ready(t);
+        /* As asyncio, read before writing: an error of the socket is told once, and is
+         * the reader's if both could meet it. */
+        fl_stream_settle(t);
+        status = t->loop == NULL ? 0 : fl_stream_write_ready(t);
         if (status < 0) {
             status = fl_stream_report(t, loop, "Exception in writing to a transport");
         }
