@@ -40,7 +40,8 @@ void fl_poll_close(fl_poller *p);
 
 /* Change the interest in fd from `old` to `now` (0: none). `old` is what this
  * caller last set; a descriptor that the kernel has forgotten because it was
- * closed and its number used again is added anew. */
+ * closed and its number used again is added anew. Where the kernel tells of that
+ * (epoll does, kqueue does not) 1 is returned: whoever asked for `old` is gone. */
 int fl_poll_set(fl_poller *p, int fd, unsigned old, unsigned now, uint64_t key);
 
 /* Wait at most timeout_ns (0: do not, negative: for ever); EINTR gives -1. */

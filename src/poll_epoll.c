@@ -73,7 +73,8 @@ fl_poll_set(fl_poller *p, int fd, unsigned old, unsigned now, uint64_t key)
     if (errno != ENOENT && errno != EEXIST) {
         return -1;
     }
-    return epoll_ctl(p->fd, second, fd, &event);
+    bool forgotten = errno == ENOENT;
+    return epoll_ctl(p->fd, second, fd, &event) < 0 ? -1 : forgotten;
 }
 
 int

@@ -74,12 +74,12 @@ static PyObject *
 make_socket(fl_stream_state *ss, PyObject *listening, int fd)
 {
     PyObject *family = raw_attribute(ss, listening, ss->str_family);
-    PyObject *type = raw_attribute(ss, listening, ss->str_type);
-    PyObject *proto = raw_attribute(ss, listening, ss->str_proto);
+    PyObject *type = family == NULL ? NULL : raw_attribute(ss, listening, ss->str_type);
+    PyObject *proto = type == NULL ? NULL : raw_attribute(ss, listening, ss->str_proto);
     PyObject *sock = NULL, *result;
-    long kind = type == NULL ? -1 : PyLong_AsLong(type);
+    long kind = proto == NULL ? -1 : PyLong_AsLong(type);
 
-    if (family != NULL && proto != NULL && !(kind == -1 && PyErr_Occurred())) {
+    if (proto != NULL && !(kind == -1 && PyErr_Occurred())) {
 #ifdef SOCK_NONBLOCK
         kind |= SOCK_NONBLOCK; /* tells the object what the fd is already */
 #endif
@@ -122,7 +122,8 @@ accept_one(fl_loop *loop, const accept_args *a, int listening, connection *c, in
         return 0;
     }
     c->sock = make_socket(ss, a->sock, fd);
-    if (c->sock == NULL) {
+    if (c->sock == NULL || fl_fd_is_new(loop, fd) < 0) {
+        Py_CLEAR(c->sock);
         return -1;
     }
     peername = fl_addr_to_python(&address, &known);
@@ -201,14 +202,10 @@ serve_plain(fl_loop *loop, const accept_args *a, const connection *c, PyObject *
              PyErr_ExceptionMatches(PyExc_SystemExit)) {
         status = -1;
     }
-    else if (loop->debug) {
+    else { /* asyncio reports it in debug mode only, and a server that fails does so in silence */
         status = fl_report_raised((PyObject *)loop,
                                 "Error on transport creation for incoming connection",
                                 "protocol", protocol, (char *)NULL);
-    }
-    else {
-        PyErr_Clear(); /* as asyncio: the peer sees its connection closed */
-        status = 0;
     }
     Py_XDECREF(protocol);
     Py_XDECREF(transport);

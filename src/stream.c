@@ -252,6 +252,9 @@ fl_stream_connection_lost(fl_stream *t, PyObject *exc)
     }
     raised = result == NULL ? fl_take_exception() : NULL;
     if (t->loop != NULL) {
+        if (t->lent && fl_stream_end_loan(t) < 0) {
+            PyErr_WriteUnraisable((PyObject *)t);
+        }
         fl_stream_release_socket(t);
         fail_empty_waiter(t);
         Py_CLEAR(t->protocol);
@@ -542,7 +545,10 @@ fl_ensure_fd_no_transport(fl_loop *loop, int fd, PyObject *object)
         PyObject *owner = loop->fds.entries[fd].watch->owner;
         if (Py_IS_TYPE(owner, loop->st->stream->StreamType) &&
             !((fl_stream *)owner)->closing) {
-            return fd_is_used(object, owner);
+            int gone = fl_fd_forget_closed(loop, fd);
+            if (gone <= 0) {
+                return gone < 0 ? -1 : fd_is_used(object, owner);
+            }
         }
     }
     return ensure_fd_not_in_python(loop, fd, object);

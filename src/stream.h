@@ -193,6 +193,10 @@ int fl_stream_report(fl_stream *t, PyObject *loop, const char *message);
 
 /* stream_type.c */
 
+/* The fd is nobody else's any more: whoever waits for it (loop.sendfile) is dropped. -1 with an
+ * exception. */
+int fl_stream_end_loan(fl_stream *t);
+
 /* The argument of a method that takes just one, by position or by `name`: borrowed;
  * NULL with TypeError. */
 PyObject *fl_only_argument(const char *function, const char *name, PyObject *const *args,

@@ -181,17 +181,39 @@ stream_get_protocol(fl_stream *t, PyObject *Py_UNUSED(ignored))
 
 PyDoc_STRVAR(lend_fd_doc,
 "_lend_fd($self, /)\n--\n\n"
-"Let the loop watch the fd for somebody else (loop.sendfile) until _take_fd_back().");
+"Let the loop watch the fd for somebody else (loop.sendfile) until _take_fd_back().\n\n"
+"Returns a future that gets a ConnectionError if the connection is lost meanwhile.\n"
+"Raises it at once if that has happened.");
 
 static PyObject *
 stream_lend_fd(fl_stream *t, PyObject *Py_UNUSED(ignored))
 {
-    if (t->loop != NULL) {
-        fl_watch_hold(t->loop, &t->watch, false);
-        fl_watch_stop(t->loop, &t->watch);
-        t->lent = true;
+    PyObject *lost;
+
+    if (t->loop == NULL || t->closing) {
+        PyErr_SetString(PyExc_ConnectionError, "Connection is closed by peer");
+        return NULL;
     }
-    Py_RETURN_NONE;
+    lost = fl_future_new(t->loop);
+    if (lost == NULL) {
+        return NULL;
+    }
+    Py_XSETREF(t->empty_waiter, Py_NewRef(lost)); /* connection_lost() fails it; no write meanwhile */
+    fl_watch_hold(t->loop, &t->watch, false);
+    fl_watch_stop(t->loop, &t->watch);
+    t->lent = true;
+    return lost;
+}
+
+int
+fl_stream_end_loan(fl_stream *t)
+{
+    t->lent = false;
+    if (fl_fd_remove_handle(t->loop, t->fd, FL_READ) < 0 ||
+        fl_fd_remove_handle(t->loop, t->fd, FL_WRITE) < 0) {
+        return -1;
+    }
+    return 0;
 }
 
 PyDoc_STRVAR(take_fd_back_doc, "_take_fd_back($self, /)\n--\n\nThe end of _lend_fd().");
@@ -202,7 +224,12 @@ stream_take_fd_back(fl_stream *t, PyObject *Py_UNUSED(ignored))
     if (t->loop == NULL || !t->lent) {
         Py_RETURN_NONE;
     }
-    t->lent = false;
+    if (fl_stream_end_loan(t) < 0) {
+        return NULL;
+    }
+    if (t->loop == NULL) { /* a handle's end ended it */
+        Py_RETURN_NONE;
+    }
     if (!fl_stream_fd_valid(t)) {
         PyErr_SetFromErrno(PyExc_OSError);
         return NULL;

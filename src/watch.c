@@ -46,7 +46,7 @@ entry_of(fl_loop *loop, int fd)
     return fd >= 0 && fd < loop->fds.len ? &loop->fds.entries[fd] : NULL;
 }
 
-/* Tell the poller the interest that e now has. */
+/* Tell the poller the interest that e now has: 1 if it had forgotten the last one. */
 static int
 entry_set_interest(fl_loop *loop, fl_fd_entry *e, int fd, unsigned interest)
 {
@@ -56,13 +56,75 @@ entry_set_interest(fl_loop *loop, fl_fd_entry *e, int fd, unsigned interest)
     if (interest == 0) {
         e->generation++; /* events already fetched from the kernel are stale */
     }
-    if (fl_poll_set(&loop->poller, fd, e->interest, interest, entry_key(e, fd)) < 0) {
+    int forgotten = fl_poll_set(&loop->poller, fd, e->interest, interest, entry_key(e, fd));
+    if (forgotten < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
         return -1;
     }
     loop->fds.active += (interest != 0) - (e->interest != 0);
     e->interest = interest;
-    return 0;
+    return forgotten;
+}
+
+/* Let go of all that watched the fd, which is another file's now: its watcher has no fd any
+ * more, its handles are cancelled. The interest stays: the caller sets its own. */
+static int
+entry_evict(fl_loop *loop, int fd)
+{
+    fl_fd_entry *e = &loop->fds.entries[fd];
+    fl_fd_entry old = *e;
+    int status = 0;
+
+    e->reader = e->writer = NULL;
+    e->watch = NULL;
+    e->file = NULL;
+    e->generation++;
+    if (old.watch != NULL) {
+        old.watch->fd = -1;
+        old.watch->events = 0;
+        if (old.watch->held) {
+            old.watch->held = false;
+            Py_DECREF(old.watch->owner);
+        }
+    }
+    if (old.reader != NULL && fl_handle_cancel(old.reader) < 0) {
+        status = -1;
+    }
+    if (old.writer != NULL && status == 0 && fl_handle_cancel(old.writer) < 0) {
+        status = -1;
+    }
+    Py_XDECREF(old.reader);
+    Py_XDECREF(old.writer);
+    Py_XDECREF(old.file);
+    return status;
+}
+
+int
+fl_fd_forget_closed(fl_loop *loop, int fd)
+{
+    fl_fd_entry *e = entry_of(loop, fd);
+
+    if (e == NULL || e->interest == 0 || loop->poller.fd < 0 ||
+        (e->watch != NULL && e->watch->give_way != NULL)) {
+        return 0;
+    }
+    /* Asking again for what was asked for changes nothing, unless the kernel forgot it. */
+    int forgotten = fl_poll_set(&loop->poller, fd, e->interest, e->interest, entry_key(e, fd));
+    return forgotten <= 0 ? 0 : entry_evict(loop, fd) < 0 ? -1 : 1;
+}
+
+int
+fl_fd_is_new(fl_loop *loop, int fd)
+{
+    fl_fd_entry *e = entry_of(loop, fd);
+
+    if (e == NULL || (e->watch == NULL && e->reader == NULL && e->writer == NULL)) {
+        return 0;
+    }
+    if (e->watch != NULL && e->watch->give_way != NULL) {
+        return 0; /* fl_watch_start() tells it */
+    }
+    return entry_evict(loop, fd);
 }
 
 /* Take the fd from a watcher that gives way. The interest stays as it is, for the
@@ -91,19 +153,38 @@ fl_fd_set_handle(fl_loop *loop, int fd, unsigned which, fl_handle *h)
     if (entry_take(loop, fd, true) < 0 || table_reserve(&loop->fds, fd) < 0) {
         return -1;
     }
-    fl_fd_entry *e = &loop->fds.entries[fd];
-    if (e->watch != NULL) {
+    if (loop->fds.entries[fd].watch != NULL && fl_fd_forget_closed(loop, fd) < 0) {
+        return -1;
+    }
+    fl_fd_entry *e = entry_of(loop, fd);
+    if (e != NULL && e->watch != NULL) {
         PyErr_Format(PyExc_RuntimeError, "File descriptor %d is used by transport %R", fd,
                      e->watch->owner);
         return -1;
+    }
+    if (e == NULL) { /* a handle's end closed the loop */
+        return fl_loop_check_closed(loop);
     }
     /* The poller is told even if nothing changes: the fd may have been closed
      * and its number used again without remove_reader(). */
     unsigned interest = which;
     interest |= e->reader != NULL ? FL_READ : 0;
     interest |= e->writer != NULL ? FL_WRITE : 0;
-    if (entry_set_interest(loop, e, fd, interest) < 0) {
+    int forgotten = entry_set_interest(loop, e, fd, interest);
+    if (forgotten < 0) {
         return -1;
+    }
+    if (forgotten > 0) { /* the handles here were the closed file's */
+        if (entry_evict(loop, fd) < 0) {
+            return -1;
+        }
+        e = entry_of(loop, fd);
+        if (e == NULL) {
+            return fl_loop_check_closed(loop);
+        }
+        if (entry_set_interest(loop, e, fd, which) < 0) {
+            return -1;
+        }
     }
     fl_handle **slot = which == FL_READ ? &e->reader : &e->writer;
     fl_handle *old = *slot;
@@ -135,7 +216,7 @@ fl_fd_remove_handle(fl_loop *loop, int fd, unsigned which)
         e->file = NULL;
     }
     int rc = entry_set_interest(loop, e, fd, e->interest & ~which);
-    if (rc == 0) {
+    if (rc >= 0) {
         rc = fl_handle_cancel(old);
     }
     Py_DECREF(old);
@@ -157,10 +238,24 @@ fl_watch_start(fl_loop *loop, fl_watch *w, unsigned interest)
     if (entry_take(loop, w->fd, false) < 0 || table_reserve(&loop->fds, w->fd) < 0) {
         return -1;
     }
-    fl_fd_entry *e = &loop->fds.entries[w->fd];
-    if (e->watch != NULL || e->reader != NULL || e->writer != NULL) {
+    if (loop->fds.entries[w->fd].watch != NULL && fl_fd_forget_closed(loop, w->fd) < 0) {
+        return -1;
+    }
+    fl_fd_entry *e = entry_of(loop, w->fd);
+    if (e != NULL && e->watch != NULL) {
         PyErr_Format(PyExc_RuntimeError, "File descriptor %d is already watched", w->fd);
         return -1;
+    }
+    /* As asyncio, a transport takes the place of a reader and a writer of its fd; often they
+     * were those of a file that was closed without remove_reader(). */
+    if (e != NULL && (e->reader != NULL || e->writer != NULL)) {
+        if (entry_evict(loop, w->fd) < 0) {
+            return -1;
+        }
+        e = entry_of(loop, w->fd);
+    }
+    if (e == NULL) {
+        return fl_loop_check_closed(loop);
     }
     if (entry_set_interest(loop, e, w->fd, interest) < 0) {
         return -1;
@@ -177,7 +272,7 @@ fl_watch_change(fl_loop *loop, fl_watch *w, unsigned interest)
         PyErr_SetString(PyExc_RuntimeError, "file descriptor is not watched");
         return -1;
     }
-    return entry_set_interest(loop, e, w->fd, interest);
+    return entry_set_interest(loop, e, w->fd, interest) < 0 ? -1 : 0;
 }
 
 void

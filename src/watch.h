@@ -61,6 +61,13 @@ int fl_fd_remove_handle(fl_loop *loop, int fd, unsigned which);
 /* The handles of an fd: borrowed, NULL where there is none. */
 void fl_fd_handles(fl_loop *loop, int fd, fl_handle **reader, fl_handle **writer);
 
+/* A number that was closed leaves its watchers here; they must not touch the file that gets it
+ * next. fl_fd_forget_closed() lets go of them if the kernel has forgotten the fd: 1 if so, 0 if
+ * not or if it cannot tell (kqueue), -1 with an exception. fl_fd_is_new() lets go of them all:
+ * the kernel has just given the number to a new file. */
+int fl_fd_forget_closed(fl_loop *loop, int fd);
+int fl_fd_is_new(fl_loop *loop, int fd);
+
 /* Begin watching w->fd with `interest` (FL_READ | FL_WRITE | FL_EDGE), change
  * the interest, and stop. fl_watch_stop also forgets events not yet delivered;
  * call it before closing the fd. -1 with OSError (or MemoryError) set. */
