@@ -1,7 +1,10 @@
 """What an asyncio.StreamReader becomes when it begins to read from a SocketTransport."""
 
 import asyncio
+import weakref
+from asyncio import trsock
 
+from ._core import SocketTransport as _Transport
 from ._core import _begin_read, _end_read, _take_exactly, _take_until
 
 _Stock = asyncio.StreamReader
@@ -16,6 +19,17 @@ class StreamReader(_Stock):
     """
 
     __slots__ = ()
+
+    def exception(self):
+        """As asyncio.StreamReader.exception().
+
+        asyncio.StreamWriter.drain() begins with it: what was gathered until the end of the loop's turn is sent then, so
+        that after drain() it is with the kernel, as on asyncio.
+        """
+        transport = self._transport
+        if type(transport) is _Transport:
+            transport._flush()
+        return _Stock.exception(self)
 
     async def read(self, n=-1):
         """As asyncio.StreamReader.read()."""
@@ -67,3 +81,42 @@ class StreamReader(_Stock):
             finally:
                 self._waiter = None
         return data
+
+
+class TransportSocket(trsock.TransportSocket):
+    """The socket that get_extra_info("socket") gives.
+
+    What the transport has gathered until the end of the loop's turn is sent before the program uses the socket itself.
+    """
+
+    __slots__ = ("_transport",)
+
+    def __init__(self, sock, transport):
+        super().__init__(sock)
+        self._transport = weakref.ref(transport)
+        transport._flush()
+
+    def _flush(self):
+        transport = self._transport()
+        if transport is not None:
+            transport._flush()
+
+    def fileno(self):
+        """As socket.fileno()."""
+        self._flush()
+        return super().fileno()
+
+    def dup(self):
+        """As socket.dup()."""
+        self._flush()
+        return super().dup()
+
+    def setsockopt(self, *args, **kwargs):
+        """As socket.setsockopt()."""
+        self._flush()
+        return super().setsockopt(*args, **kwargs)
+
+    def shutdown(self, how):
+        """As socket.shutdown()."""
+        self._flush()
+        super().shutdown(how)

@@ -241,8 +241,12 @@ fl_stream_connection_lost(fl_stream *t, PyObject *exc)
         return 0;
     }
     Py_INCREF(t);
+    /* Also where somebody calls this by hand: from now on every method takes it for lost. */
+    t->closing = true;
+    t->conn_lost += t->conn_lost == 0;
     fl_watch_hold(t->loop, &t->watch, false);
     fl_chunks_clear(&t->out);
+    t->blocked = false;
     if (t->connected) {
         PyObject *protocol = Py_NewRef(t->protocol);
         result = PyObject_CallMethodOneArg(protocol, t->st->stream->str_connection_lost,
@@ -347,6 +351,21 @@ fl_stream_watch(fl_stream *t, bool for_writing)
     return 0;
 }
 
+/* By the kernel: the socket object may say proto 0, which is TCP for a stream too. */
+static bool
+is_tcp(int fd)
+{
+#ifdef SO_PROTOCOL
+    int protocol = 0;
+    socklen_t size = sizeof(protocol);
+    return getsockopt(fd, SOL_SOCKET, SO_PROTOCOL, &protocol, &size) == 0 &&
+           protocol == IPPROTO_TCP;
+#else /* macOS and the BSDs: no MPTCP or SCTP to tell from it */
+    (void)fd;
+    return true;
+#endif
+}
+
 /* The keys 'socket', 'sockname' and 'peername' of get_extra_info(), and
  * TCP_NODELAY as base_events._set_nodelay sets it. */
 static int
@@ -371,6 +390,7 @@ describe_socket(fl_stream *t)
         return -1;
     }
     t->awaits_write = family != AF_UNIX; /* see set_up() */
+    t->kind = family == AF_UNIX ? FL_STREAM_UNIX : FL_STREAM_OTHER;
     if (family != AF_INET && family != AF_INET6) {
         return 0;
     }
@@ -380,6 +400,9 @@ describe_socket(fl_stream *t)
     }
     number = PyLong_AsLong(proto);
     Py_DECREF(proto);
+    if (is_tcp(t->fd)) {
+        t->kind = FL_STREAM_TCP;
+    }
     if (number == IPPROTO_TCP &&
         setsockopt(t->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof(on)) < 0) {
         PyErr_SetFromErrno(PyExc_OSError);
@@ -410,7 +433,8 @@ schedule_start(fl_stream *t)
     if (status < 0) {
         return -1;
     }
-    return fl_watch_queue(t->loop, &t->watch, FL_STREAM_START);
+    t->start_due = true;
+    return fl_watch_queue(t->loop, &t->watch, FL_WATCH_WAKE);
 }
 
 static fl_stream *

@@ -20,9 +20,31 @@
  * and are never used. stream.c refuses to load where this is not enough. */
 enum { FL_TRANSPORT_BASE_SIZE = 56 };
 
+/* The states of writing. `out` is what waits, `blocked` that the kernel took less than it was given.
+ *
+ *   state      out    blocked  who sends next
+ *   idle       empty  no       the next write
+ *   gathering  some   no       the end of the turn (fl_stream_on_flush); or at once: a write past
+ *                              FLUSH_EARLY or the high water mark, write_eof(), close(), sendfile(),
+ *                              new limits, drain(), and whoever is given the socket
+ *   blocked    some   yes      the poller's FL_WRITE (fl_stream_write_ready)
+ *   lent       empty  no       sendfile(): empty_waiter refuses writes
+ *   closing    some   yes      as blocked; then connection_lost()
+ *   lost       empty  no       nobody: conn_lost counts what is written
+ *
+ *   idle -> gathering     a write that waits        gathering -> idle     all was sent
+ *   idle -> blocked       a write, in part          gathering -> blocked  sent in part
+ *   blocked -> idle       FL_WRITE, all was sent; then resume_writing(), the empty waiter,
+ *                         shutdown() after write_eof()
+ *   idle -> lent -> idle  _lend_fd(), _take_fd_back()
+ *   gathering -> closing  close(), sent in part     blocked -> closing    close()
+ *   any -> lost           abort(), an error, close() with nothing left
+ *
+ * The protocol is paused only in `blocked` and `closing`, so that FL_WRITE resumes it. */
+
 /* Bytes that wait to be sent: a slice of a bytes object. */
 typedef struct {
-    PyObject *owner; /* owned bytes */
+    PyObject *owner; /* owned, exactly bytes: to let go of it runs no Python code */
     const char *data;
     size_t len;
 } fl_chunk;
@@ -67,6 +89,8 @@ typedef struct {
     bool buffered;       /* the protocol is an asyncio.BufferedProtocol */
     bool stock;          /* ... or exactly an asyncio.StreamReaderProtocol */
     bool tls;            /* ... or a TLSProtocol of ours */
+    uint8_t kind;        /* fl_stream_kind: what a short read means */
+    bool start_due;      /* connection_made() is scheduled: reading starts behind it */
     bool connected;      /* asyncio's _protocol_connected */
     bool started;        /* reading may happen: connection_made has been called */
     bool closing;
@@ -82,6 +106,10 @@ typedef struct {
     bool offered;        /* a StreamReader.read() was woken to receive for itself */
     bool lent;           /* the fd is watched by somebody else (sendfile) */
 } fl_stream;
+
+/* A read that gives less than it could has emptied a TCP socket. A Unix socket also stops behind a
+ * message with descriptors or credentials, and says so (MSG_CTRUNC). Of others nothing is known. */
+typedef enum { FL_STREAM_OTHER, FL_STREAM_TCP, FL_STREAM_UNIX } fl_stream_kind;
 
 /* What a stock StreamReader holds, in the order of its __init__(). */
 typedef enum {
@@ -107,6 +135,7 @@ typedef struct fl_stream_state {
     PyTypeObject *StreamReaderProtocol;
     PyTypeObject *StreamReader;
     PyTypeObject *OurStreamReader; /* fastloop._streams.StreamReader, or NULL: not imported yet */
+    PyObject *OurSocket;           /* fastloop._streams.TransportSocket, the same */
     /* The methods of these classes as imported, by name; None: replaced even before. */
     PyObject *protocol_methods, *reader_methods, *our_reader_methods;
     PyObject *reader_fields[FL_READER_FIELDS]; /* names of a StreamReader's attributes */
@@ -204,9 +233,6 @@ PyObject *fl_only_argument(const char *function, const char *name, PyObject *con
 
 /* stream_read.c */
 
-/* Event of the watch, beside the poller's: connection_made() has been called. */
-enum { FL_STREAM_START = 1 << 8 };
-
 int fl_stream_on_event(fl_watch *w, unsigned events);
 /* recv(): -1 with errno. EINTR is tried again. */
 ssize_t fl_stream_receive(fl_stream *t, void *buffer, size_t size);
@@ -250,6 +276,10 @@ PyObject *fl_stream_write(fl_stream *t, PyObject *data);
 int fl_stream_write_ready(fl_stream *t);
 int fl_stream_on_flush(fl_flush *f);
 
+/* Give the kernel what waits only for the end of the turn. As write(): an error of the socket is
+ * the transport's end, and pause_writing() may be called. -1 with an exception. */
+int fl_stream_flush_now(fl_stream *t);
+
 /* Give the kernel what waits, telling nobody. 0, or -1 with errno. */
 int fl_stream_send_waiting(fl_stream *t);
 
@@ -282,6 +312,9 @@ PyObject *fl_reader_get(const fl_reader *r, fl_reader_field field);
 
 /* An object's <name>, borrowed out of its __dict__; NULL if there is none. */
 PyObject *fl_reader_attribute(PyObject *attributes, PyObject *name);
+
+/* The transport's protocol is a stock one that gives what comes to this very reader. */
+bool fl_streams_serves(const fl_stream *t, PyObject *reader);
 
 /* Where bytes for `protocol`, exactly an asyncio.StreamReaderProtocol, can be put
  * directly: its reader, which has a buffer. False: nowhere. */

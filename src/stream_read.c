@@ -9,7 +9,9 @@
 #include "tls.h"
 
 #include <errno.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 
 static const char DATA_RECEIVED_FAILED[] =
     "Fatal error: protocol.data_received() call failed.";
@@ -22,6 +24,31 @@ note_size(fl_stream *t, unsigned n)
     t->usual_read = n >= t->usual_read ? n : t->usual_read - (t->usual_read - n) / 8;
 }
 
+/* recv() from a Unix socket. *more: it stopped behind a message whose descriptors or credentials
+ * were dropped, so that a short read does not say that there is nothing left (Linux,
+ * unix_stream_read_generic; recvmsg(2), MSG_CTRUNC). */
+static ssize_t
+receive_unix(int fd, void *buffer, size_t size, bool *more)
+{
+    struct iovec iov = {.iov_base = buffer, .iov_len = size};
+    struct msghdr message = {.msg_iov = &iov, .msg_iovlen = 1};
+    ssize_t n = recvmsg(fd, &message, 0);
+
+    *more = n > 0 && (message.msg_flags & MSG_CTRUNC) != 0;
+    return n;
+}
+
+/* After a read that filled the protocol's own buffer: is there anything else? Asked without
+ * receiving, which would meet an error of the socket. A protocol whose buffer is full for good
+ * must not be asked for room in vain. */
+static bool
+has_more(fl_stream *t)
+{
+    int waiting = 0;
+
+    return t->hung_up || ioctl(t->fd, FIONREAD, &waiting) < 0 || waiting > 0;
+}
+
 ssize_t
 fl_stream_receive(fl_stream *t, void *buffer, size_t size)
 {
@@ -30,13 +57,15 @@ fl_stream_receive(fl_stream *t, void *buffer, size_t size)
     if (!fl_stream_fd_valid(t)) {
         return -1;
     }
+    bool more = t->kind == FL_STREAM_OTHER; /* a short read says nothing */
     do {
-        n = recv(t->fd, buffer, size, 0);
+        n = t->kind == FL_STREAM_UNIX ? receive_unix(t->fd, buffer, size, &more)
+                                      : recv(t->fd, buffer, size, 0);
     } while (n < 0 && errno == EINTR);
     if (n == 0) {
         t->hung_up = true;
     }
-    t->readable = n > 0 && ((size_t)n == size || t->hung_up);
+    t->readable = n > 0 && ((size_t)n == size || more || t->hung_up);
     if (n > 0) {
         note_size(t, (unsigned)n);
         t->loop->bytes_in += (size_t)n;
@@ -299,6 +328,9 @@ read_ready_buffer(fl_stream *t)
     }
     n = fl_stream_receive(t, view.buf, (size_t)view.len);
     error = errno;
+    if (n == view.len) {
+        t->readable = has_more(t);
+    }
     PyBuffer_Release(&view);
     if (t->loop == NULL) {
         return 0;
@@ -371,7 +403,8 @@ handle_events(fl_stream *t, PyObject *loop, unsigned events)
 {
     int status = 0;
 
-    if (events & FL_STREAM_START) {
+    if (t->start_due) {
+        t->start_due = false;
         status = start(t);
         if (status == 0 && fl_stream_may_read(t)) { /* behind what connection_made() scheduled */
             status = fl_watch_queue(t->loop, &t->watch, FL_READ);
@@ -414,7 +447,7 @@ fl_stream_on_event(fl_watch *w, unsigned events)
     if (events & (FL_HANGUP | FL_EOF)) {
         t->hung_up = true;
     }
-    if (!(events & FL_STREAM_START) && !t->blocked) {
+    if (!t->start_due && !t->blocked) {
         if (!fl_stream_may_read(t)) {
             return 0;
         }

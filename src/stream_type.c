@@ -40,6 +40,50 @@ none_unless(int status)
     return status < 0 ? NULL : Py_NewRef(Py_None);
 }
 
+/* What a program is given that asks for the socket: one that knows of the transport, whose
+ * gathered bytes are sent before the program does anything to the socket (_streams.py). */
+static PyObject *
+hand_out_socket(fl_stream *t, PyObject *name, PyObject *stock)
+{
+    fl_stream_state *ss = t->st->stream;
+    PyObject *sock;
+
+    if (t->sock == NULL) {
+        return Py_NewRef(stock);
+    }
+    if (ss->OurSocket == NULL) {
+        PyObject *module = PyImport_ImportModule("fastloop._streams");
+        ss->OurSocket = module == NULL ? NULL : PyObject_GetAttrString(module, "TransportSocket");
+        Py_XDECREF(module);
+        if (ss->OurSocket == NULL) {
+            return NULL;
+        }
+    }
+    sock = PyObject_CallFunctionObjArgs(ss->OurSocket, t->sock, (PyObject *)t, NULL);
+    if (sock != NULL && PyDict_SetItem(t->extra, name, sock) < 0) {
+        Py_CLEAR(sock);
+    }
+    return sock;
+}
+
+PyDoc_STRVAR(flush_doc,
+"_flush($self, /)\n--\n\n"
+"Give the kernel now what was written and waits for the end of the loop's turn.");
+
+static PyObject *
+stream_flush(fl_stream *t, PyObject *Py_UNUSED(ignored))
+{
+    int status;
+
+    if (t->loop == NULL || t->loop->thread_id != PyThread_get_thread_ident()) {
+        Py_RETURN_NONE; /* the turn of a loop that runs is its thread's; else nothing waits */
+    }
+    Py_INCREF(t);
+    status = fl_stream_flush_now(t);
+    Py_DECREF(t);
+    return none_unless(status);
+}
+
 PyDoc_STRVAR(get_extra_info_doc,
 "get_extra_info($self, /, name, default=None)\n--\n\n"
 "Optional information: 'socket', 'sockname', 'peername', or the default.");
@@ -54,11 +98,14 @@ stream_get_extra_info(fl_stream *t, PyObject *args, PyObject *kwargs)
                                      &fallback)) {
         return NULL;
     }
-    value = PyDict_GetItemWithError(t->extra, name);
+    value = Py_XNewRef(PyDict_GetItemWithError(t->extra, name));
     if (value == NULL && PyErr_Occurred()) {
         return NULL;
     }
-    return Py_NewRef(value != NULL ? value : fallback);
+    if (value != NULL && Py_IS_TYPE(value, (PyTypeObject *)t->st->stream->TransportSocket)) {
+        Py_SETREF(value, hand_out_socket(t, name, value));
+    }
+    return value != NULL || PyErr_Occurred() ? value : Py_NewRef(fallback);
 }
 
 PyDoc_STRVAR(close_doc,
@@ -107,6 +154,10 @@ stream_fatal_error(fl_stream *t, PyObject *args, PyObject *kwargs)
 
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|s:_fatal_error", names, &exc,
                                      &message)) {
+        return NULL;
+    }
+    if (!PyExceptionInstance_Check(exc)) {
+        PyErr_Format(PyExc_TypeError, "exc must be an exception, not %.200s", Py_TYPE(exc)->tp_name);
         return NULL;
     }
     PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
@@ -248,6 +299,7 @@ static PyMethodDef stream_methods[] = {
     {"abort", (PyCFunction)stream_abort, METH_NOARGS, abort_doc},
     {"_force_close", (PyCFunction)(void (*)(void))stream_force_close_method,
      METH_FASTCALL | METH_KEYWORDS, force_close_doc},
+    {"_flush", (PyCFunction)stream_flush, METH_NOARGS, flush_doc},
     {"_fatal_error", (PyCFunction)(void (*)(void))stream_fatal_error,
      METH_VARARGS | METH_KEYWORDS, fatal_error_doc},
     {"_call_connection_lost", (PyCFunction)(void (*)(void))stream_call_connection_lost,

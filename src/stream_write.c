@@ -109,14 +109,16 @@ append_from(fl_stream *t, PyObject *data, Py_buffer *view, size_t offset)
     size_t len;
     PyObject *owner;
 
-    if (view == NULL) {
+    if (view == NULL && PyBytes_CheckExact(data)) {
         owner = Py_NewRef(data);
         start = PyBytes_AS_STRING(data) + offset;
         len = (size_t)PyBytes_GET_SIZE(data) - offset;
     }
     else {
-        start = (const char *)view->buf + offset;
-        len = (size_t)view->len - offset;
+        /* A subclass of bytes is copied, too: its finalizer could come back to this list. */
+        start = view == NULL ? PyBytes_AS_STRING(data) : view->buf;
+        start += offset;
+        len = (size_t)(view == NULL ? PyBytes_GET_SIZE(data) : view->len) - offset;
         PyObject *base = PyMemoryView_Check(data) ? PyMemoryView_GET_BASE(data) : NULL;
         if (base != NULL && PyBytes_CheckExact(base)) {
             owner = Py_NewRef(base);
@@ -262,10 +264,12 @@ call_flow(fl_stream *t, PyObject *name, const char *failure)
     return status;
 }
 
+/* Only a blocked transport pauses its protocol: what merely waits for the end of the turn is
+ * sent by whoever lowers the limit (stream.h, "The states of writing"). */
 static int
 maybe_pause_protocol(fl_stream *t)
 {
-    if ((Py_ssize_t)t->out.bytes <= t->high_water || t->protocol_paused ||
+    if (!t->blocked || (Py_ssize_t)t->out.bytes <= t->high_water || t->protocol_paused ||
         t->protocol == NULL) {
         return 0;
     }
@@ -455,6 +459,19 @@ send_or_wait(fl_stream *t, bool gather)
     return maybe_pause_protocol(t);
 }
 
+int
+fl_stream_flush_now(fl_stream *t)
+{
+    if (t->out.bytes == 0 || t->blocked || t->lent || t->loop == NULL || t->conn_lost > 0) {
+        return 0;
+    }
+    if (fl_stream_send_waiting(t) < 0) {
+        return write_failed(t);
+    }
+    fl_stream_update_hold(t);
+    return maybe_pause_protocol(t);
+}
+
 /* A write to a lost connection: 1 if it is one (-1 on error). */
 static int
 is_lost_write(fl_stream *t)
@@ -594,7 +611,7 @@ collect_item(fl_chunks *c, PyObject *item, Py_ssize_t index)
     int truth;
 #endif
 
-    if (PyBytes_Check(item)) {
+    if (PyBytes_CheckExact(item)) {
         owner = Py_NewRef(item);
     }
 #if PY_VERSION_HEX >= 0x030E0000
@@ -894,7 +911,13 @@ stream_set_write_buffer_limits(fl_stream *t, PyObject *args, PyObject *kwargs)
     t->low_water = limit_bytes(low);
     Py_XSETREF(t->high_object, high);
     Py_XSETREF(t->low_object, low);
-    return maybe_pause_protocol(t) < 0 ? NULL : Py_NewRef(Py_None);
+    Py_INCREF(t);
+    int status = fl_stream_flush_now(t);
+    if (status == 0) {
+        status = maybe_pause_protocol(t);
+    }
+    Py_DECREF(t);
+    return status < 0 ? NULL : Py_NewRef(Py_None);
 }
 
 /* ---- sendfile's hooks ------------------------------------------------- */

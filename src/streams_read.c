@@ -93,7 +93,7 @@ must_wait(const fl_reader *r, const fl_stream *t)
 
     return t != NULL && buffer != NULL && PyByteArray_GET_SIZE(buffer) == 0 &&
            is_untroubled(r) && fl_reader_get(r, FL_READER_WAITER) == Py_None &&
-           t->loop != NULL && t->stock && fl_stream_is_reading(t) &&
+           t->loop != NULL && fl_streams_serves(t, r->object) && fl_stream_is_reading(t) &&
            fl_reader_get(r, FL_READER_LOOP) == (PyObject *)t->loop;
 }
 
@@ -289,7 +289,8 @@ end_read(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     if (size > 0 && fl_reader_look(ss, args[0], &r)) {
         t = socket_transport(ss, fl_reader_get(&r, FL_READER_TRANSPORT));
         buffer = r.buffer;
-        if (t != NULL && t->offered && t->loop != NULL && buffer != NULL) {
+        if (t != NULL && t->offered && t->loop != NULL && buffer != NULL &&
+            fl_streams_serves(t, r.object)) {
             Py_INCREF(t);
             Py_INCREF(buffer);
             bytes = take_offered(t, args[0], buffer, (size_t)size);

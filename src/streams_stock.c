@@ -321,6 +321,15 @@ reader_of(fl_stream_state *ss, PyObject *protocol)
 }
 
 bool
+fl_streams_serves(const fl_stream *t, PyObject *reader)
+{
+    PyObject *served = t->stock && t->protocol != NULL ? reader_of(t->st->stream, t->protocol) : NULL;
+
+    Py_XDECREF(served);
+    return served == reader;
+}
+
+bool
 fl_streams_open(fl_state *st, PyObject *protocol, fl_reader *r)
 {
     PyObject *reader = NULL;

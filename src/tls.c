@@ -62,12 +62,12 @@ fl_tls_close_window(fl_state *st)
 
 /* ---- small services of the other files ---------------------------------- */
 
-size_t
+Py_ssize_t
 fl_tls_pending(fl_tls *p, PyObject *bio)
 {
     fl_tls_state *ts = p->st->tls;
     PyObject *number;
-    size_t pending;
+    Py_ssize_t pending;
 
     if (ts->pending != NULL && Py_IS_TYPE(bio, ts->MemoryBIO)) {
         PyGetSetDef *def = ((PyGetSetDescrObject *)ts->pending)->d_getset;
@@ -76,13 +76,9 @@ fl_tls_pending(fl_tls *p, PyObject *bio)
     else {
         number = PyObject_GetAttrString(bio, "pending");
     }
-    pending = number == NULL ? 0 : PyLong_AsSize_t(number);
+    pending = number == NULL ? -1 : PyLong_AsSsize_t(number);
     Py_XDECREF(number);
-    if (PyErr_Occurred()) { /* not a MemoryBIO: asyncio made it, so it is one */
-        PyErr_Clear();
-        return 0;
-    }
-    return pending;
+    return pending < 0 ? -1 : pending;
 }
 
 /* Compare a number of bytes with a mark that is not an int. */
@@ -257,7 +253,7 @@ tls_set_sslobj(fl_tls *p, PyObject *value, void *Py_UNUSED(closure))
         return -1;
     }
     read = PyObject_GetAttr(inner, ts->str_read);
-    write = PyObject_GetAttr(inner, ts->str_write);
+    write = read == NULL ? NULL : PyObject_GetAttr(inner, ts->str_write);
     Py_DECREF(inner);
     if (read == NULL || write == NULL) {
         Py_XDECREF(read);

@@ -134,7 +134,7 @@ PyObject *fl_tls_open_window(fl_state *st, const void *data, Py_ssize_t size);
 void fl_tls_close_window(fl_state *st);
 
 /* bio.pending, bytes. */
-size_t fl_tls_pending(fl_tls *p, PyObject *bio);
+Py_ssize_t fl_tls_pending(fl_tls *p, PyObject *bio);
 
 /* size >= mark, size <= mark; -1 with an exception. */
 int fl_tls_reaches(fl_tls *p, Py_ssize_t size, fl_tls_mark mark);

@@ -65,10 +65,18 @@ has_more(const fl_tls *p)
     return p->must_ask || p->frames.lost || p->frames.complete > 0;
 }
 
-/* No more bytes than this wait in the incoming BIO. */
+/* No more bytes than this wait in the incoming BIO. Where the records' ends are not known
+ * the BIO is asked. */
 static size_t
-most_waiting(const fl_tls *p)
+most_waiting(fl_tls *p)
 {
+    if (p->frames.lost) {
+        Py_ssize_t pending = fl_tls_pending(p, p->incoming);
+        if (pending >= 0) {
+            return (size_t)pending;
+        }
+        PyErr_Clear(); /* no memory for a number: an upper bound does as well */
+    }
     return (size_t)(p->frames.fed - p->frames.taken);
 }
 
@@ -382,7 +390,8 @@ static int
 read_to_buffer(fl_tls *p)
 {
     fl_tls_state *ts = p->st->tls;
-    PyObject *hint = PyLong_FromSize_t(fl_tls_pending(p, p->incoming)), *buffer, *protocol, *number;
+    Py_ssize_t pending = fl_tls_pending(p, p->incoming);
+    PyObject *hint = pending < 0 ? NULL : PyLong_FromSsize_t(pending), *buffer, *protocol, *number;
     PyObject *result = Py_None;
     Py_buffer view;
     int ended;

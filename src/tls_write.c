@@ -15,11 +15,13 @@ enum {
 
 /* ---- flow control ------------------------------------------------------- */
 
+/* -1 with an exception. */
 static Py_ssize_t
 write_buffer_size(fl_tls *p)
 {
-    return (p->outgoing == NULL ? 0 : (Py_ssize_t)fl_tls_pending(p, p->outgoing)) +
-           p->write_buffer_size;
+    Py_ssize_t records = p->outgoing == NULL ? 0 : fl_tls_pending(p, p->outgoing);
+
+    return records < 0 ? -1 : records + p->write_buffer_size;
 }
 
 /* app_protocol.<name>(); its errors go to the exception handler. */
@@ -49,12 +51,13 @@ call_flow(fl_tls *p, PyObject *name, const char *failure)
 }
 
 /* SSLProtocol._control_app_writing: tell the application, which has written `size`
- * bytes that wait, to pause or resume. */
+ * bytes that wait, to pause or resume. asyncio pauses it for nothing at all if its high water
+ * mark is 0: then drain() may wait for a byte that nobody has to send. */
 static int
 control_writing(fl_tls *p, Py_ssize_t size)
 {
     fl_tls_state *ts = p->st->tls;
-    int reaches = fl_tls_reaches(p, size, FL_TLS_OUT_HIGH), is_down;
+    int reaches = size <= 0 ? (int)size : fl_tls_reaches(p, size, FL_TLS_OUT_HIGH), is_down;
 
     if (reaches < 0) {
         return -1;
@@ -110,8 +113,11 @@ fl_tls_process_outgoing(fl_tls *p)
     if (p->drain == NULL) {
         return 0;
     }
-    if (!p->ssl_writing_paused && fl_tls_pending(p, p->outgoing) > 0 && drain(p) < 0) {
-        return -1;
+    if (!p->ssl_writing_paused) {
+        Py_ssize_t records = fl_tls_pending(p, p->outgoing);
+        if (records < 0 || (records > 0 && drain(p) < 0)) {
+            return -1;
+        }
     }
     return control_writing(p, write_buffer_size(p));
 }
@@ -182,7 +188,7 @@ write_piece(fl_tls *p)
         status = rest == NULL ? -1 : PySequence_SetItem(p->write_backlog, 0, rest);
         Py_XDECREF(rest);
         p->write_buffer_size -= n;
-        status = status < 0 ? -1 : 1;
+        status = status < 0 ? -1 : n > 0; /* nothing taken: not now, whatever it says */
     }
     else if (n >= 0) {
         rest = PyObject_CallMethodNoArgs(p->write_backlog, p->st->tls->str_popleft);
@@ -258,6 +264,9 @@ write_now(fl_tls *p, PyObject *data)
         PyObject *rest = PySequence_GetSlice(data, n, len);
         status = rest == NULL ? -1 : put_off(p, rest);
         Py_XDECREF(rest);
+        if (status == 0 && n > 0) {
+            return fl_tls_do_write(p); /* it took a part: it may take the rest, too */
+        }
     }
     if (status < 0 || n <= 0 || p->ssl_writing_paused) {
         return status < 0 ? -1 : fl_tls_process_outgoing(p);
@@ -409,7 +418,9 @@ PyDoc_STRVAR(get_write_buffer_size_doc,
 static PyObject *
 tls_get_write_buffer_size(fl_tls *p, PyObject *Py_UNUSED(ignored))
 {
-    return PyLong_FromSsize_t(write_buffer_size(p));
+    Py_ssize_t size = write_buffer_size(p);
+
+    return size < 0 ? NULL : PyLong_FromSsize_t(size);
 }
 
 PyMethodDef fl_tls_write_methods[] = {

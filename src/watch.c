@@ -81,7 +81,7 @@ entry_evict(fl_loop *loop, int fd)
     e->generation++;
     if (old.watch != NULL) {
         old.watch->fd = -1;
-        old.watch->events = 0;
+        old.watch->events &= FL_WATCH_WAKE;
         if (old.watch->held) {
             old.watch->held = false;
             Py_DECREF(old.watch->owner);
@@ -279,7 +279,7 @@ void
 fl_watch_stop(fl_loop *loop, fl_watch *w)
 {
     fl_fd_entry *e = entry_of(loop, w->fd);
-    w->events = 0;
+    w->events &= FL_WATCH_WAKE;
     if (e == NULL || e->watch != w) {
         return;
     }

@@ -14,6 +14,10 @@
 
 typedef struct fl_watch fl_watch;
 
+/* An event beside the poller's: the owner has something to do that has nothing to do with the fd.
+ * It is kept when the watch stops. */
+enum { FL_WATCH_WAKE = 1 << 8 };
+
 /* Embedded in the C object that watches an fd (a transport). */
 struct fl_watch {
     PyObject *owner; /* borrowed: the object this is embedded in */
