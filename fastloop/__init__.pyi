@@ -1,7 +1,11 @@
+import sys
+
 from . import eager as eager, loop as loop, policy as policy
 from ._core import Future, Handle, Task, TimerHandle
 from ._executor import ThreadPoolExecutor
-from .eager import create_eager_task_factory, eager_task_factory
+if sys.version_info >= (3, 12):
+    from .eager import create_eager_task_factory as create_eager_task_factory
+    from .eager import eager_task_factory as eager_task_factory
 from .loop import Loop
 from .policy import EventLoopPolicy, install, new_event_loop, run
 
@@ -15,9 +19,9 @@ __all__ = [
     "Task",
     "ThreadPoolExecutor",
     "TimerHandle",
-    "create_eager_task_factory",
-    "eager_task_factory",
     "install",
     "new_event_loop",
     "run",
 ]
+if sys.version_info >= (3, 12):
+    __all__ += ["create_eager_task_factory", "eager_task_factory"]

@@ -46,7 +46,7 @@ static int
 future_schedule(fl_future *f, PyObject *callback, PyObject *context)
 {
     if (context == NULL) {
-        return fl_loop_push_task(f->native, (fl_task *)callback);
+        return fl_task_push(f->native, (fl_task *)callback);
     }
     return future_call_soon(f, callback, context);
 }
@@ -861,6 +861,13 @@ future_finalize(PyObject *self)
 }
 
 static void
+future_end(PyObject *self)
+{
+    fl_future_clear(as_future(self));
+    fl_dealloc_base(self, as_future(self)->st->BaseFuture);
+}
+
+static void
 future_dealloc(PyObject *self)
 {
     fl_future *f = as_future(self);
@@ -868,8 +875,7 @@ future_dealloc(PyObject *self)
         return; /* resurrected */
     }
     PyObject_GC_UnTrack(self);
-    fl_future_clear(f);
-    fl_dealloc_base(self, f->st->BaseFuture);
+    fl_dealloc_bounded(f->st, self, future_dealloc, future_end);
 }
 
 static PyObject *

@@ -759,7 +759,7 @@ handle_clear(PyObject *self)
 }
 
 static void
-handle_dealloc(PyObject *self)
+handle_end(PyObject *self)
 {
     fl_handle *h = as_handle(self);
     PyTypeObject *type = Py_TYPE(self);
@@ -767,8 +767,6 @@ handle_dealloc(PyObject *self)
     PyObject *loop = h->loop;
     fl_state *st = loop == NULL ? NULL : ((fl_loop *)loop)->st;
 
-    PyObject_GC_UnTrack(self);
-    h->tracked = false;
     if (*handle_weakrefs(h) != NULL) {
         PyObject_ClearWeakRefs(self);
     }
@@ -787,6 +785,20 @@ handle_dealloc(PyObject *self)
     }
     Py_DECREF(type);
     Py_XDECREF(loop);
+}
+
+static void
+handle_dealloc(PyObject *self)
+{
+    fl_handle *h = as_handle(self);
+
+    PyObject_GC_UnTrack(self);
+    h->tracked = false;
+    if (h->loop == NULL) { /* cleared: it holds nothing else of ours */
+        handle_end(self);
+        return;
+    }
+    fl_dealloc_bounded(loop_of(h)->st, self, Py_TYPE(self)->tp_dealloc, handle_end);
 }
 
 PyDoc_STRVAR(cancel_doc, "cancel($self, /)\n--\n\nCancel the callback; without effect once it ran.");

@@ -193,6 +193,70 @@ fl_loop_swap_current(fl_loop *loop, PyObject *task)
 }
 
 int
+fl_loop_enter_nested(fl_loop *loop, PyObject *task, fl_current *saved)
+{
+    fl_state *st = loop->st;
+#if PY_VERSION_HEX >= 0x030e0000
+    PyObject *args[2] = {(PyObject *)loop, task};
+    PyObject *before = fl_call_cfunction(st->swap_current_task, args, 2);
+    if (before == NULL) {
+        return -1;
+    }
+    if (before == Py_None) {
+        Py_CLEAR(before);
+    }
+#else
+    PyObject *before = Py_XNewRef(PyDict_GetItemWithError(st->current_tasks, (PyObject *)loop));
+    if ((before == NULL && PyErr_Occurred()) ||
+        PyDict_SetItem(st->current_tasks, (PyObject *)loop, task) < 0) {
+        Py_XDECREF(before);
+        return -1;
+    }
+#endif
+    saved->task = before;
+    saved->own = loop->current_task; /* the reference moves */
+    loop->current_task = Py_NewRef(task);
+    return 0;
+}
+
+void
+fl_current_done(fl_current *saved)
+{
+    Py_CLEAR(saved->task);
+    Py_CLEAR(saved->own);
+}
+
+int
+fl_loop_leave_nested(fl_loop *loop, fl_current *saved)
+{
+    PyObject *task = saved->task, *last = loop->current_task;
+    int rc;
+
+#if PY_VERSION_HEX >= 0x030e0000
+    PyObject *args[2] = {(PyObject *)loop, task == NULL ? Py_None : task};
+    PyObject *before = fl_call_cfunction(loop->st->swap_current_task, args, 2);
+    rc = before == NULL ? -1 : 0;
+    Py_XDECREF(before);
+#else
+    if (task != NULL) {
+        rc = PyDict_SetItem(loop->st->current_tasks, (PyObject *)loop, task);
+    }
+    else {
+        rc = PyDict_DelItem(loop->st->current_tasks, (PyObject *)loop);
+        if (rc < 0 && PyErr_ExceptionMatches(PyExc_KeyError)) {
+            PyErr_Clear(); /* user code has left the task itself */
+            rc = 0;
+        }
+    }
+#endif
+    loop->current_task = saved->own;
+    saved->own = NULL;
+    Py_XDECREF(last);
+    fl_current_done(saved);
+    return rc;
+}
+
+int
 fl_loop_restore_current(fl_loop *loop, PyObject *task)
 {
     PyObject *type, *value, *tb;

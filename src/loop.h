@@ -125,6 +125,16 @@ char *fl_loop_recv_buffer(fl_loop *loop);
 /* asyncio.current_task() of this loop becomes `task` (NULL: none). */
 int fl_loop_swap_current(fl_loop *loop, PyObject *task);
 
+/* What asyncio.current_task() was, whoever set it, and what the loop itself had set: references. */
+typedef struct {
+    PyObject *task, *own;
+} fl_current;
+
+/* `task` begins within another one's step, which may be of asyncio's own class, and ends. */
+int fl_loop_enter_nested(fl_loop *loop, PyObject *task, fl_current *saved);
+int fl_loop_leave_nested(fl_loop *loop, fl_current *saved);
+void fl_current_done(fl_current *saved);
+
 /* The same, while an exception may be set, which is kept. */
 int fl_loop_restore_current(fl_loop *loop, PyObject *task);
 

@@ -193,7 +193,7 @@ each_slot(fl_state *st, slot_function function, void *arg)
         &st->current_tasks, &st->swap_current_task, &st->enter_task, &st->leave_task,
         &st->register_task, &st->register_eager_task, &st->unregister_eager_task,
         &st->awaited_by_add, &st->awaited_by_discard, &st->base_create_task,
-        &st->format_handle, &st->logger, &st->empty_tuple, &st->kwnames_context,
+        &st->format_handle, &st->plain_name, &st->logger, &st->empty_tuple, &st->kwnames_context,
         &st->kwnames_debug,
         (PyObject **)&st->PoolType, (PyObject **)&st->WorkType, &st->executor_module,
         &st->executor_logger, &st->BrokenThreadPool, &st->ConcurrentCancelledError,

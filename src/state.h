@@ -80,6 +80,7 @@ struct fl_state {
     PyObject *awaited_by_discard;        /* 3.14+ */
     PyObject *base_create_task;          /* BaseEventLoop.create_task */
     PyObject *format_handle;             /* base_events._format_handle */
+    PyObject *plain_name;                /* fastloop._names.plain_name, or NULL: not needed yet */
     PyObject *logger;                    /* asyncio.log.logger */
     PyObject *do_nothing;                /* lambda: None */
     /* executor.c: concurrent.futures' and, once asked for, ours */
@@ -125,6 +126,8 @@ struct fl_state {
     int n_free_handles, n_free_timers;
     PyObject *free_future_iters;
     int n_free_future_iters;
+
+    int dealloc_depth; /* see fl_dealloc_bounded() */
 };
 
 extern struct PyModuleDef fl_module_def;
@@ -159,6 +162,32 @@ int fl_executor_init(PyObject *module, fl_state *st);
  * for the base's own fields: base_size bytes, which must be enough. */
 PyTypeObject *fl_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject *base,
                           Py_ssize_t base_size);
+
+/* Free an untracked object by `end`, which may free others of ours in turn, and so on: a chain of
+ * any length must not take more than so much of the C stack. Since 3.14 the interpreter sees to
+ * that for every type; before, for those that ask for it, which costs more than most of our
+ * deallocations: so only where several are under way, of all threads together. `dealloc` is the
+ * type's, which calls this, and is called once more for an object that was put off. */
+static inline void
+fl_dealloc_bounded(fl_state *st, PyObject *self, destructor dealloc, destructor end)
+{
+#if PY_VERSION_HEX < 0x030e0000
+    enum { FEW = 16 };
+    if (st->dealloc_depth >= FEW) {
+        Py_TRASHCAN_BEGIN(self, dealloc)
+        end(self);
+        Py_TRASHCAN_END
+        return;
+    }
+    st->dealloc_depth++;
+    end(self);
+    st->dealloc_depth--;
+#else
+    (void)st;
+    (void)dealloc;
+    end(self);
+#endif
+}
 
 /* End of the dealloc of a subtype of _asyncio.Future / Task: let the base free
  * its own fields and the object. */

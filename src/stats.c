@@ -9,8 +9,7 @@
 
 #include "handle.h"
 
-/* How long a callback takes at least to be called slow, and named, in nanoseconds: that
- * may run a program's own repr(). */
+/* How long a callback takes at least to be called slow, and named, in nanoseconds. */
 enum { FL_SLOW = 10000000 };
 
 static void
@@ -47,19 +46,36 @@ fl_stats_name(fl_loop *loop, PyObject *entry)
     return PyObject_Repr(entry); /* a task or a transport */
 }
 
-void
+/* What names an entry without running the program's code. */
+static PyObject *
+plain_name(fl_state *st, PyObject *entry)
+{
+    if (st->plain_name == NULL) {
+        PyObject *module = PyImport_ImportModule("fastloop._names");
+        st->plain_name = module == NULL ? NULL : PyObject_GetAttrString(module, "plain_name");
+        Py_XDECREF(module);
+    }
+    return st->plain_name == NULL ? NULL : PyObject_CallOneArg(st->plain_name, entry);
+}
+
+/* KeyboardInterrupt and SystemExit come out of the loop; what else a repr() raises is only told. */
+int
 fl_stats_entry_ran(fl_loop *loop, PyObject *entry, int64_t ns)
 {
     if (ns <= loop->slowest_callback_ns || (ns < FL_SLOW && !loop->debug)) {
-        return;
+        return 0;
     }
-    PyObject *name = fl_stats_name(loop, entry);
+    PyObject *name = loop->debug ? fl_stats_name(loop, entry) : plain_name(loop->st, entry);
     if (name == NULL) {
+        if (!PyErr_ExceptionMatches(PyExc_Exception)) {
+            return -1;
+        }
         PyErr_WriteUnraisable(entry);
-        return;
+        return 0;
     }
     loop->slowest_callback_ns = ns;
     Py_XSETREF(loop->slowest_callback, name);
+    return 0;
 }
 
 /* Transports with a socket: those that wait for a socket only give way. */

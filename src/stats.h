@@ -29,7 +29,8 @@ void fl_stats_polled(fl_loop *loop, int64_t now);
 /* What reports call an entry of the ready queue: a new str, or NULL with an exception. */
 PyObject *fl_stats_name(fl_loop *loop, PyObject *entry);
 
-/* `entry` ran for `ns` nanoseconds. Its name is kept if it is slow, and the slowest. */
-void fl_stats_entry_ran(fl_loop *loop, PyObject *entry, int64_t ns);
+/* `entry` ran for `ns` nanoseconds. Its name is kept if it is slow, and the slowest. -1 with
+ * KeyboardInterrupt and what else must leave run_forever(). */
+int fl_stats_entry_ran(fl_loop *loop, PyObject *entry, int64_t ns);
 
 #endif

@@ -90,6 +90,24 @@ static PyObject *task_wakeup_call(PyObject *self, PyObject *future);
 static PyMethodDef step_def = {"task_step", task_step_call, METH_NOARGS, NULL};
 static PyMethodDef wakeup_def = {"task_wakeup", task_wakeup_call, METH_O, NULL};
 
+/* Debug mode: a step is a handle, which knows where it was made and shows in loop._current_handle
+ * for call_exception_handler(), as on asyncio. */
+static int
+push_step_handle(fl_loop *loop, fl_task *task)
+{
+    PyObject *step = PyCFunction_New(&step_def, (PyObject *)task);
+    int rc = step == NULL ? -1 : fl_loop_call_soon(loop, step, NULL, 0, task->context);
+
+    Py_XDECREF(step);
+    return rc;
+}
+
+int
+fl_task_push(fl_loop *loop, fl_task *task)
+{
+    return loop->debug ? push_step_handle(loop, task) : fl_loop_push_task(loop, task);
+}
+
 PyObject *
 fl_task_wakeup_callable(fl_task *task)
 {
@@ -102,7 +120,7 @@ task_step_soon(fl_task *t, PyObject *exc)
 {
     Py_XSETREF(t->step_exc, Py_XNewRef(exc));
     if (t->fut.native != NULL) {
-        return fl_loop_push_task(t->fut.native, t);
+        return fl_task_push(t->fut.native, t);
     }
     if (t->fut.loop == NULL) { /* its __init__ was called once more, and failed */
         PyErr_SetString(PyExc_RuntimeError, "Task object is not initialized.");
@@ -125,10 +143,12 @@ task_step_soon(fl_task *t, PyObject *exc)
 static int
 task_throw_soon(fl_task *t, const char *format, PyObject *a, PyObject *b)
 {
-    PyErr_Format(PyExc_RuntimeError, format, a, b);
-    PyObject *exc = fl_take_raised();
-    int rc = task_step_soon(t, exc);
-    Py_DECREF(exc);
+    /* Made, not raised: what the loop's caller is handling is not its __context__. */
+    PyObject *text = PyUnicode_FromFormat(format, a, b);
+    PyObject *exc = text == NULL ? NULL : PyObject_CallOneArg(PyExc_RuntimeError, text);
+    int rc = exc == NULL ? -1 : task_step_soon(t, exc);
+    Py_XDECREF(text);
+    Py_XDECREF(exc);
     return rc;
 }
 
@@ -468,18 +488,27 @@ is_native(const fl_state *st, PyObject *future)
     return Py_IS_TYPE(future, st->FutureType) || Py_IS_TYPE(future, st->TaskType);
 }
 
-int
-fl_task_run(fl_loop *loop, fl_task *t)
+/* What the next step throws (new reference), or NULL. */
+static inline PyObject *
+take_step_exc(fl_task *t)
 {
     PyObject *exc = t->step_exc;
-    PyObject *context = Py_NewRef(t->context);
-    int rc = -1;
 
     t->step_exc = NULL;
     /* not native: woken in vain by a future that it awaited before */
-    if (exc == NULL && t->fut_waiter != NULL && is_native(loop->st, t->fut_waiter)) {
+    if (exc == NULL && t->fut_waiter != NULL && is_native(t->fut.st, t->fut_waiter)) {
         exc = waiter_exc((fl_future *)t->fut_waiter);
     }
+    return exc;
+}
+
+int
+fl_task_run(fl_loop *loop, fl_task *t)
+{
+    PyObject *exc = take_step_exc(t);
+    PyObject *context = Py_NewRef(t->context);
+    int rc = -1;
+
     if ((loop->current_task == (PyObject *)t ||
          fl_loop_swap_current(loop, (PyObject *)t) == 0) &&
         PyContext_Enter(context) == 0) {
@@ -544,8 +573,7 @@ task_step_as_callback(fl_task *t, PyObject *exc)
 static PyObject *
 task_step_call(PyObject *self, PyObject *Py_UNUSED(ignored))
 {
-    PyObject *exc = as_task(self)->step_exc;
-    as_task(self)->step_exc = NULL;
+    PyObject *exc = take_step_exc(as_task(self));
     if (task_step_as_callback(as_task(self), exc) < 0) {
         return NULL;
     }
@@ -609,15 +637,11 @@ call_with_task(PyObject *function, fl_task *t)
     return none == NULL ? -1 : 0;
 }
 
-/* Current task becomes `now` (NULL: none); *before is what it was (may be NULL).
- * Only for a loop that runs in this thread. */
+/* Current task of a loop that is not ours becomes `now` (NULL: none); *before is what it was
+ * (may be NULL). Only for a loop that runs in this thread. */
 static int
 swap_current(fl_task *t, PyObject *now, PyObject **before)
 {
-    if (t->fut.native != NULL) {
-        *before = Py_XNewRef(t->fut.native->current_task);
-        return fl_loop_swap_current(t->fut.native, now);
-    }
     PyObject *args[2] = {t->fut.loop, now == NULL ? Py_None : now};
     *before = PyObject_Vectorcall(t->fut.st->swap_current_task, args, 2, NULL);
     if (*before == Py_None) {
@@ -632,11 +656,14 @@ static int
 task_start_eagerly(fl_task *t)
 {
     fl_state *st = t->fut.st;
+    fl_current saved = {NULL, NULL};
     PyObject *before = NULL, *last = NULL;
     PyObject *type, *value, *tb;
     int rc = -1;
 
-    if (swap_current(t, (PyObject *)t, &before) < 0) {
+    /* The caller may be a task of asyncio's own class, which the loop does not know of. */
+    if (t->fut.native != NULL ? fl_loop_enter_nested(t->fut.native, (PyObject *)t, &saved) < 0
+                              : swap_current(t, (PyObject *)t, &before) < 0) {
         return -1;
     }
     if (call_with_task(st->register_eager_task, t) == 0) {
@@ -653,7 +680,11 @@ task_start_eagerly(fl_task *t)
         PyErr_Restore(type, value, tb);
     }
     PyErr_Fetch(&type, &value, &tb);
-    if (swap_current(t, before, &last) < 0) {
+    if (t->fut.loop == NULL) { /* its __init__ was called once more, and failed */
+        fl_current_done(&saved);
+    }
+    else if (t->fut.native != NULL ? fl_loop_leave_nested(t->fut.native, &saved) < 0
+                                   : swap_current(t, before, &last) < 0) {
         PyErr_WriteUnraisable((PyObject *)t);
         rc = -1;
     }
@@ -1089,6 +1120,13 @@ task_finalize(PyObject *self)
 }
 
 static void
+task_end(PyObject *self)
+{
+    task_clear_own(as_task(self));
+    fl_dealloc_base(self, as_task(self)->fut.st->BaseTask);
+}
+
+static void
 task_dealloc(PyObject *self)
 {
     fl_task *t = as_task(self);
@@ -1099,8 +1137,7 @@ task_dealloc(PyObject *self)
     }
     PyObject_GC_UnTrack(self);
     task_unlink(t);
-    task_clear_own(t);
-    fl_dealloc_base(self, t->fut.st->BaseTask);
+    fl_dealloc_bounded(t->fut.st, self, task_dealloc, task_end);
 }
 
 static PyObject *

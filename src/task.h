@@ -22,6 +22,9 @@ struct fl_task {
 PyObject *fl_task_new(fl_loop *loop, PyObject *coro, PyObject *name, PyObject *context,
                       int eager_start);
 
+/* Have it stepped soon. In debug mode by a handle. */
+int fl_task_push(fl_loop *loop, fl_task *task);
+
 /* The callable that asyncio would have put among a future's callbacks: wakes the
  * task with the future it is called with. New reference. */
 PyObject *fl_task_wakeup_callable(fl_task *task);

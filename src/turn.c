@@ -373,7 +373,7 @@ run_entry_timed(fl_loop *loop, uintptr_t entry, int64_t *now)
     int64_t ns = *now - begin;
     Py_CLEAR(loop->current_handle);
     if (rc == 0) {
-        fl_stats_entry_ran(loop, object, ns);
+        rc = fl_stats_entry_ran(loop, object, ns);
     }
     if (rc == 0 && loop->debug) {
         rc = report_slow(loop, object, (double)ns * 1e-9);

@@ -117,7 +117,7 @@ def test_extra_info(kind):
         transport, peer = await connect(Recorder(), kind)
         sock = transport.get_extra_info("socket")
         seen = [
-            type(sock),
+            isinstance(sock, asyncio.trsock.TransportSocket),
             sock.fileno() == transport._sock_fd,
             transport.get_extra_info("sockname") == peer.getpeername(),
             transport.get_extra_info("peername") == peer.getsockname(),
