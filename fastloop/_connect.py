@@ -4,6 +4,7 @@ import functools
 import socket
 from asyncio import base_events
 
+_Socket = socket.socket  # programs put classes of their own in its place: asyncio's code makes those
 _TYPE = socket.SOCK_STREAM | getattr(socket, "SOCK_NONBLOCK", 0)
 
 
@@ -48,7 +49,7 @@ class ConnectMixin:
     @functools.wraps(base_events.BaseEventLoop.create_connection)
     async def create_connection(self, protocol_factory, host=None, port=None, **options):
         found = None
-        plain = not options and type(host) is str and type(port) is int and not self._debug
+        plain = socket.socket is _Socket and not options and type(host) is str and type(port) is int and not self._debug
         if plain and base_events.socket is socket:  # a module in its place wants to be asked
             found = _literal(host, port)
         if found is None:
@@ -61,10 +62,11 @@ class ConnectMixin:
             await self.sock_connect(sock, address)
             protocol = protocol_factory()
             waiter = self.create_future()
-            transport = self._make_socket_transport(sock, protocol, waiter)
         except BaseException:
             sock.close()
             raise
+        # From here on the socket is the transport's to close, also if an interrupt keeps it from being returned.
+        transport = self._make_socket_transport(sock, protocol, waiter)
         try:
             await waiter
         except BaseException:

@@ -12,6 +12,20 @@ _Socket = socket.socket
 _FAMILIES = {socket.AF_INET, socket.AF_INET6, socket.AF_UNIX}
 
 
+_stock_sendto = selector_events._SelectorDatagramTransport.sendto
+
+
+def sendto(self, data, addr=None):
+    """asyncio's sendto() of Python 3.13.0 to 3.13.3 without the 8 bytes that it counts for each datagram that waits.
+
+    It never takes them off, so that a protocol is paused for good in the end (gh-135444).
+    """
+    waiting = len(self._buffer)
+    _stock_sendto(self, data, addr)
+    if len(self._buffer) > waiting:
+        self._buffer_size -= 8
+
+
 class DatagramTransport(
     selector_events._SelectorDatagramTransport, transports.DatagramTransport
 ):
@@ -26,7 +40,7 @@ class DatagramTransport(
         self.sendto = self._datagrams.sendto  # no Python frame per datagram
 
     # What sendto() falls back to.
-    _sendto_slowly = selector_events._SelectorDatagramTransport.sendto
+    _sendto_slowly = sendto if 8 in _stock_sendto.__code__.co_consts else _stock_sendto
 
     def _add_reader(self, fd, callback, *args):
         super()._add_reader(fd, self._datagrams.receive)

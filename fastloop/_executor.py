@@ -4,6 +4,7 @@ import concurrent.futures
 import concurrent.futures.thread as _stdlib
 import os
 import threading
+import time
 import weakref
 
 from fastloop._core import WorkQueue
@@ -73,6 +74,8 @@ class ThreadPoolExecutor(_Base):
     shutdown().  In the child of a fork the pool is empty and works.
     """
 
+    _starter = None  # the thread that is in _start_worker()
+
     def __init__(
         self, max_workers=None, thread_name_prefix="", initializer=None, initargs=(), **ctxkwargs
     ):
@@ -96,10 +99,21 @@ class ThreadPoolExecutor(_Base):
     def shutdown(self, wait=True, *, cancel_futures=False):
         self._work_queue.close(cancel_futures)
         if wait:
-            for thread in list(self._threads):
-                thread.join()
+            self._join_threads()
 
     shutdown.__doc__ = concurrent.futures.Executor.shutdown.__doc__
+
+    def _join_threads(self):
+        """Wait for all threads, the one too that somebody's submit() is just starting for a call that was accepted."""
+        while True:
+            threads = list(self._threads)
+            for thread in threads:
+                thread.join()
+            # unless this runs inside that submit(), in a signal handler or a finalizer, which cannot go on meanwhile
+            underway = self._work_queue.starting and self._starter != threading.get_ident()
+            if not underway and len(threads) == len(self._threads):
+                return
+            time.sleep(0.0005)  # it is about to be listed: no lock, which the starting thread could hold while it is interrupted
 
     def _calls_as_they_are(self):
         """Whether prepare_context(), new in Python 3.14, is nobody's own."""
@@ -109,6 +123,7 @@ class ThreadPoolExecutor(_Base):
 
     def _start_worker(self, ticket):
         """Start one more thread; the queue calls this when it has more calls than workers."""
+        self._starter = threading.get_ident()
         if self._work_queue.direct:
             context = _Context(self._initializer, self._initargs)
         else:
@@ -120,6 +135,7 @@ class ThreadPoolExecutor(_Base):
         )
         thread.start()
         self._threads.add(thread)
+        self._starter = None
 
     @property
     def _shutdown(self):

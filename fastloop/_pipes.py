@@ -57,8 +57,24 @@ class _Chunks:
 _USUAL_SIZE = 65536
 _LARGE_SIZE = 1048576  # the most that a user without privileges may ask for (pipe(7))
 _FULL_TIMES = 4  # how often it was full before it is made larger
-# Large pipes that one loop has at a time: a user without privileges gets 64 MB for all.
-_LARGE_AT_ONCE = 16
+# Large pipes that one loop has at a time. A user without privileges gets 64 MB for all pipes of all programs, and
+# beyond that each new pipe holds two pages (pipe(7), pipe-user-pages-soft): so much is left for others.
+_LARGE_AT_ONCE = 4
+_LEFT_FOR_OTHERS = 32  # new pipes of the usual size
+
+
+def _others_have_room():
+    """Whether pipes that the user's other programs make now get their usual size."""
+    fds = []
+    try:
+        for _ in range(_LEFT_FOR_OTHERS):
+            fds += os.pipe()
+        return fcntl.fcntl(fds[-1], fcntl.F_GETPIPE_SZ) >= _USUAL_SIZE
+    except OSError:
+        return False
+    finally:
+        for fd in fds:
+            os.close(fd)
 
 
 class _Growing:
@@ -75,12 +91,17 @@ class _Growing:
             if fcntl.fcntl(self._fileno, fcntl.F_GETPIPE_SZ) != _USUAL_SIZE:
                 return
             fcntl.fcntl(self._fileno, fcntl.F_SETPIPE_SZ, _LARGE_SIZE)
+            if not _others_have_room():
+                fcntl.fcntl(self._fileno, fcntl.F_SETPIPE_SZ, _USUAL_SIZE)
+                return
         except (AttributeError, OSError):
-            return  # not Linux, no pipe, or more than the user's share
+            return  # not Linux, no pipe, or more than the user's share; or too much in it now to shrink
         self._large = True
         self._loop._large_pipes += 1
 
     def _call_connection_lost(self, exc):
+        if self._loop is None:
+            return  # a callback closed it while it was ending anyway
         if self._large:
             self._loop._large_pipes -= 1
         super()._call_connection_lost(exc)
@@ -140,11 +161,11 @@ class ReadPipeTransport(_Growing, unix_events._UnixReadPipeTransport):
         """Read what is there into the StreamReader; False if that cannot be done."""
         buffer = reader._buffer
         before = len(buffer)
-        # as much as makes it pause the transport, or, of much, not quite: who reads runs before the
-        # next event, and the writer's pages are read as a whole
-        size = 2 * reader._limit + 1 - before
-        if size > _USUAL_SIZE:
-            size -= 1
+        # From a reader that keeps up, as much as does not quite make it pause the transport: it runs before the next
+        # event. Else as much ahead as asyncio, which fills the buffer by reads of what a pipe usually holds.
+        size = 2 * reader._limit - before
+        if before:
+            size += _USUAL_SIZE
         if not 0 < size < self.max_size:
             size = self.max_size
         last = self._loop._read_pipe_into(self._fileno, size, buffer)
@@ -175,6 +196,12 @@ class WritePipeTransport(_Growing, unix_events._UnixWritePipeTransport):
         super().__init__(*args, **kwargs)
         self._buffer = _Chunks()
 
+    def write(self, data):
+        """Write bytes, a bytearray or a memoryview of any shape; as asyncio.WriteTransport.write()."""
+        if isinstance(data, memoryview) and not (data.c_contiguous and data.ndim == data.itemsize == 1):
+            data = data.tobytes()  # asyncio counts elements of its first dimension where os.write() counts bytes
+        super().write(data)
+
     def _write_ready(self):
         self._found_full()  # or there were nothing to wait for
         try:
@@ -193,8 +220,9 @@ class WritePipeTransport(_Growing, unix_events._UnixWritePipeTransport):
         if self._buffer:
             return
         self._loop._remove_writer(self._fileno)
-        self._maybe_resume_protocol()  # may write
-        if self._closing:
+        closing = self._closing
+        self._maybe_resume_protocol()  # may write, or close, which ends by itself now that nothing waits
+        if closing and self._loop is not None:
             self._loop._remove_reader(self._fileno)
             self._call_connection_lost(None)
 

@@ -14,6 +14,7 @@ class SignalMixin:
     """loop.add_signal_handler() over a socket pair that is made when first needed."""
 
     _noted_signals = None
+    _handled_signals = ()  # whose bytes are still to come
 
     def _make_self_pipe(self):
         self._ssock = self._csock = None
@@ -35,6 +36,7 @@ class SignalMixin:
         super().add_signal_handler(sig, callback, *args)
         if self._noted_signals is None:
             self._noted_signals = set()
+            self._handled_signals = set()
         signal = unix_events.signal
         signal.signal(sig, _Note(self))
         signal.siginterrupt(sig, False)
@@ -51,12 +53,23 @@ class SignalMixin:
         if self._ssock is not None:
             self._read_from_self()
         while self._noted_signals:
-            self._handle_signal(self._noted_signals.pop())
+            sig = self._noted_signals.pop()
+            self._handled_signals.add(sig)
+            self._handle_signal(sig)
 
     def _process_self_data(self, data):
+        if self._handled_signals:
+            # A byte that could not be read yet when its signal was handled. If it was lost, this is a later signal's,
+            # which is noted and handled for that.
+            data = bytes(sig for sig in data if not self._take_handled(sig))
         if self._noted_signals:
             self._noted_signals.difference_update(data)
         super()._process_self_data(data)
+
+    def _take_handled(self, sig):
+        handled = sig in self._handled_signals
+        self._handled_signals.discard(sig)
+        return handled
 
 
 class _Note:

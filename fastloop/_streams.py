@@ -92,9 +92,8 @@ class TransportSocket(trsock.TransportSocket):
     __slots__ = ("_transport",)
 
     def __init__(self, sock, transport):
-        super().__init__(sock)
+        self._sock = sock
         self._transport = weakref.ref(transport)
-        transport._flush()
 
     def _flush(self):
         transport = self._transport()

@@ -866,7 +866,7 @@ loop_init(PyObject *self, PyObject *args, PyObject *kwargs)
         return -1;
     }
     if (fl_poll_open(&loop->poller) < 0) {
-        errno == ENOMEM ? PyErr_NoMemory() : PyErr_SetFromErrno(PyExc_OSError);
+        PyErr_SetFromErrno(PyExc_OSError);
         goto fail;
     }
     if (fl_waker_open(&loop->waker, &loop->poller) < 0) {

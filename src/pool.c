@@ -508,6 +508,25 @@ pool_arrive(fl_pool *pool, PyObject *ticket)
     return 0;
 }
 
+static void pool_refuse_all(fl_pool *pool, PyObject *exception);
+
+/* A thread ends with the exception that is set, which stays set. If it was the only one, the calls
+ * that wait would wait for ever: they get that exception. */
+static void
+pool_lost_worker(fl_pool *pool, unsigned generation)
+{
+    PyObject *exc = fl_take_raised();
+
+    if (pool->generation == generation) {
+        pool->n_threads--;
+        if (pool->n_threads == 0 && pool->queued > 0) {
+            pool_refuse_all(pool, exc);
+        }
+    }
+    PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
+    Py_DECREF(exc);
+}
+
 PyDoc_STRVAR(pool_work_doc,
 "work($self, ticket, /)\n--\n\n"
 "Be a worker: run calls in this thread until the pool is closed and empty.");
@@ -519,14 +538,18 @@ pool_work(PyObject *self, PyObject *ticket)
     if (pool_arrive(pool, ticket) < 0) {
         return NULL;
     }
+    unsigned generation = pool->generation;
     fl_worker worker = {.wake = PyThread_allocate_lock(), .state = FL_AWAKE};
     if (worker.wake == NULL) {
-        return PyErr_NoMemory();
+        PyErr_NoMemory();
+        pool_lost_worker(pool, generation);
+        return NULL;
     }
     PyThread_acquire_lock(worker.wake, WAIT_LOCK);
     int rc = worker_loop(&worker, pool);
     PyThread_free_lock(worker.wake);
     if (rc < 0) {
+        pool_lost_worker(pool, generation);
         return NULL;
     }
     Py_RETURN_NONE;
@@ -590,6 +613,21 @@ pool_check_open(fl_pool *pool)
     return exits == 0 ? 0 : -1;
 }
 
+/* Starting a thread failed for one call. Calls that other threads submitted meanwhile relied on that
+ * thread: try again for them, and if there is none at all, they fail as well. */
+static void
+pool_grow_for_others(fl_pool *pool, PyObject *executor)
+{
+    if (pool_grow(pool, executor) == 0) {
+        return;
+    }
+    PyObject *exc = fl_take_raised();
+    if (pool->n_threads == 0) {
+        pool_refuse_all(pool, exc);
+    }
+    Py_DECREF(exc);
+}
+
 int
 fl_pool_submit(fl_pool *pool, PyObject *executor, PyObject *future, bool for_loop,
                PyObject *func, PyObject *const *args, Py_ssize_t nargs, PyObject *kwargs)
@@ -622,10 +660,11 @@ fl_pool_submit(fl_pool *pool, PyObject *executor, PyObject *future, bool for_loo
     }
     else if (rc < 0) {
         /* The caller is told that it failed, so it must not run later. */
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
+        PyObject *exc = fl_take_raised();
         work_clear((PyObject *)work);
-        PyErr_Restore(type, value, traceback);
+        pool_grow_for_others(pool, executor);
+        PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
+        Py_DECREF(exc);
     }
     Py_DECREF(work);
     return rc;
@@ -845,6 +884,13 @@ pool_get_broken(PyObject *self, void *closure)
 }
 
 static PyObject *
+pool_get_starting(PyObject *self, void *closure)
+{
+    (void)closure;
+    return PyBool_FromLong(((fl_pool *)self)->starting);
+}
+
+static PyObject *
 pool_get_idle(PyObject *self, void *closure)
 {
     (void)closure;
@@ -961,6 +1007,7 @@ static PyMethodDef pool_methods[] = {
 static PyGetSetDef pool_getset[] = {
     {"closed", pool_get_closed, NULL, "Whether it takes no more calls.", NULL},
     {"broken", pool_get_broken, NULL, "Why it is broken (a str), or False.", NULL},
+    {"starting", pool_get_starting, NULL, "Whether a thread is being started.", NULL},
     {"idle", pool_get_idle, NULL, "The number of sleeping workers.", NULL},
     {"owner", pool_get_owner, pool_set_owner, "The weak reference to the executor.", NULL},
     {"direct", pool_get_direct, pool_set_direct, "Whether loops may pass by submit().", NULL},

@@ -9,6 +9,8 @@
 #include "sockops.h"
 
 #include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <unistd.h>
 
@@ -450,12 +452,29 @@ connect_outcome(fl_sockop *op, PyObject **result)
     return 1;
 }
 
+/* The same where a sandbox refuses poll(2). */
+static int
+state_of_connect(int fd)
+{
+#ifdef __linux__
+    struct tcp_info info;
+    socklen_t size = sizeof(info);
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0) {
+        return info.tcpi_state == TCP_SYN_SENT ? 0 : POLLOUT;
+    }
+#endif
+    (void)fd;
+    return POLLOUT; /* the event loop's own poller said so, or will once more */
+}
+
 /* What of POLLOUT, POLLERR and POLLHUP holds for the socket now. */
 static int
 poll_now(int fd)
 {
     struct pollfd p = {.fd = fd, .events = POLLOUT};
-    return poll(&p, 1, 0) == 1 ? p.revents : 0;
+    int n = poll(&p, 1, 0);
+
+    return n == 1 ? p.revents : n < 0 ? state_of_connect(fd) : 0;
 }
 
 /* Whether the socket is non-blocking; -1 with an exception. */
@@ -516,10 +535,9 @@ call_connect(fl_sockop *op, PyObject **result)
         *result = Py_NewRef(Py_None);
         return 1;
     }
-    /* On the same machine the connection is there already. A failure is left for
-     * the loop to tell, as asyncio does: it may be cancelled before. */
-    return rc == 0 && op->native && poll_now(op->fd) == POLLOUT ? connect_outcome(op, result)
-                                                                : rc;
+    /* On the same machine the connection may be there already. Yet the loop tells, as on
+     * asyncio: until then the caller can be cancelled without having connected. */
+    return rc;
 }
 
 /* --- accepting --- */

@@ -366,13 +366,31 @@ is_tcp(int fd)
 #endif
 }
 
+/* What get_extra_info("socket") gives: it knows of the transport, and has what was gathered sent
+ * before the program does anything to the socket (_streams.py). */
+static PyObject *
+wrap_socket(fl_stream *t)
+{
+    fl_stream_state *ss = t->st->stream;
+
+    if (ss->OurSocket == NULL) {
+        PyObject *module = PyImport_ImportModule("fastloop._streams");
+        ss->OurSocket = module == NULL ? NULL : PyObject_GetAttrString(module, "TransportSocket");
+        Py_XDECREF(module);
+        if (ss->OurSocket == NULL) {
+            return NULL;
+        }
+    }
+    return PyObject_CallFunctionObjArgs(ss->OurSocket, t->sock, (PyObject *)t, NULL);
+}
+
 /* The keys 'socket', 'sockname' and 'peername' of get_extra_info(), and
  * TCP_NODELAY as base_events._set_nodelay sets it. */
 static int
 describe_socket(fl_stream *t)
 {
     fl_stream_state *ss = t->st->stream;
-    PyObject *wrapped = PyObject_CallOneArg(ss->TransportSocket, t->sock), *proto;
+    PyObject *wrapped = wrap_socket(t), *proto;
     int family = AF_UNSPEC, other, found, on = 1;
     long number;
 

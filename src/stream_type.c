@@ -40,32 +40,6 @@ none_unless(int status)
     return status < 0 ? NULL : Py_NewRef(Py_None);
 }
 
-/* What a program is given that asks for the socket: one that knows of the transport, whose
- * gathered bytes are sent before the program does anything to the socket (_streams.py). */
-static PyObject *
-hand_out_socket(fl_stream *t, PyObject *name, PyObject *stock)
-{
-    fl_stream_state *ss = t->st->stream;
-    PyObject *sock;
-
-    if (t->sock == NULL) {
-        return Py_NewRef(stock);
-    }
-    if (ss->OurSocket == NULL) {
-        PyObject *module = PyImport_ImportModule("fastloop._streams");
-        ss->OurSocket = module == NULL ? NULL : PyObject_GetAttrString(module, "TransportSocket");
-        Py_XDECREF(module);
-        if (ss->OurSocket == NULL) {
-            return NULL;
-        }
-    }
-    sock = PyObject_CallFunctionObjArgs(ss->OurSocket, t->sock, (PyObject *)t, NULL);
-    if (sock != NULL && PyDict_SetItem(t->extra, name, sock) < 0) {
-        Py_CLEAR(sock);
-    }
-    return sock;
-}
-
 PyDoc_STRVAR(flush_doc,
 "_flush($self, /)\n--\n\n"
 "Give the kernel now what was written and waits for the end of the loop's turn.");
@@ -82,30 +56,6 @@ stream_flush(fl_stream *t, PyObject *Py_UNUSED(ignored))
     status = fl_stream_flush_now(t);
     Py_DECREF(t);
     return none_unless(status);
-}
-
-PyDoc_STRVAR(get_extra_info_doc,
-"get_extra_info($self, /, name, default=None)\n--\n\n"
-"Optional information: 'socket', 'sockname', 'peername', or the default.");
-
-static PyObject *
-stream_get_extra_info(fl_stream *t, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {"name", "default", NULL};
-    PyObject *name, *fallback = Py_None, *value;
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|O:get_extra_info", names, &name,
-                                     &fallback)) {
-        return NULL;
-    }
-    value = Py_XNewRef(PyDict_GetItemWithError(t->extra, name));
-    if (value == NULL && PyErr_Occurred()) {
-        return NULL;
-    }
-    if (value != NULL && Py_IS_TYPE(value, (PyTypeObject *)t->st->stream->TransportSocket)) {
-        Py_SETREF(value, hand_out_socket(t, name, value));
-    }
-    return value != NULL || PyErr_Occurred() ? value : Py_NewRef(fallback);
 }
 
 PyDoc_STRVAR(close_doc,
@@ -293,8 +243,6 @@ stream_take_fd_back(fl_stream *t, PyObject *Py_UNUSED(ignored))
 }
 
 static PyMethodDef stream_methods[] = {
-    {"get_extra_info", (PyCFunction)(void (*)(void))stream_get_extra_info,
-     METH_VARARGS | METH_KEYWORDS, get_extra_info_doc},
     {"close", (PyCFunction)stream_close, METH_NOARGS, close_doc},
     {"abort", (PyCFunction)stream_abort, METH_NOARGS, abort_doc},
     {"_force_close", (PyCFunction)(void (*)(void))stream_force_close_method,

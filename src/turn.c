@@ -81,7 +81,13 @@ poll_timeout(fl_loop *loop, int64_t *timeout)
         *timeout = -1;
         return 0;
     }
-    return timer_timeout(loop, timeout);
+    if (timer_timeout(loop, timeout) < 0) {
+        return -1;
+    }
+    if (loop->own_time && (fl_ready_len(&loop->ready) > 0 || loop->flush_head != NULL || loop->stopping)) {
+        *timeout = 0; /* time() itself, or another thread during it, has queued or stopped something */
+    }
+    return 0;
 }
 
 /* Whether to look for the answer of a worker thread before blocking. What comes

@@ -233,10 +233,11 @@ def test_buffer_limits(run, connect):
             with pytest.raises(ValueError, match=r"high \(1\) must be >= low \(2\) must be >= 0"):
                 put(high=1, low=2)
             put()
+        # asyncio pauses for nothing at all here, and then a drain() may wait for ever
         transport.set_write_buffer_limits(high=0)
-        assert client.events == ["made", "pause"]
         transport.set_write_buffer_limits(high=1)
-        assert client.events == ["made", "pause", "resume"]
+        if isinstance(asyncio.get_running_loop(), fastloop.Loop):
+            assert client.events == ["made"]
         await finish(client, server)
 
     run(scenario())
@@ -253,9 +254,14 @@ def test_error_in_pause_writing_is_reported(loop_factory, connect, recorder):
         contexts = []
         asyncio.get_running_loop().set_exception_handler(lambda loop, c: contexts.append(c))
         server, client = await connect(client_protocol=Bad)
-        client.transport.set_write_buffer_limits(high=0)
-        client.transport.set_write_buffer_limits(high=1)
-        assert [c["message"] for c in contexts] == [
+        server.transport.pause_reading()
+        client.transport.write(bytes(20_000_000))  # more than the kernel and two transports take
+        while not contexts:
+            await asyncio.sleep(0)
+        assert contexts[0]["message"] == "protocol.pause_writing() failed"
+        server.transport.resume_reading()
+        await server.until(lambda self: len(self.data) == 20_000_000)
+        assert [c["message"] for c in contexts][:2] == [
             "protocol.pause_writing() failed",
             "protocol.resume_writing() failed",
         ]
