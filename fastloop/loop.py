@@ -13,7 +13,8 @@ import threading
 import weakref
 from asyncio import events, unix_events
 
-from . import _core, _live_tasks  # noqa: F401
+# The engine imports _names and _streams, maybe when no file can be opened: they are there by then.
+from . import _core, _live_tasks, _names, _streams  # noqa: F401
 from ._connect import ConnectMixin
 from ._datagram import DatagramMixin
 from ._pipes import PipeMixin
