@@ -163,9 +163,11 @@ class ReadPipeTransport(_Growing, unix_events._UnixReadPipeTransport):
         before = len(buffer)
         # From a reader that keeps up, as much as does not quite make it pause the transport: it runs before the next
         # event. Else as much ahead as asyncio, which fills the buffer by reads of what a pipe usually holds.
-        size = 2 * reader._limit - before
+        size = 2 * reader._limit + 1 - before
         if before:
-            size += _USUAL_SIZE
+            size += _USUAL_SIZE - 1
+        elif size > _USUAL_SIZE:
+            size -= 1
         if not 0 < size < self.max_size:
             size = self.max_size
         last = self._loop._read_pipe_into(self._fileno, size, buffer)
