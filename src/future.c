@@ -359,6 +359,23 @@ future_check_done(fl_future *f, const char *pending_text)
 }
 
 PyObject *
+fl_future_failure(fl_future *f)
+{
+    PyObject *exc = Py_NewRef(f->exception);
+    /* The first retrieval begins with the traceback it was set with, later ones with none:
+     * or it would grow with every await. */
+    PyObject *tb = f->exception_tb != NULL ? f->exception_tb : Py_None;
+
+    f->log_traceback = false;
+    if (PyException_SetTraceback(exc, tb) < 0) {
+        Py_DECREF(exc);
+        return NULL;
+    }
+    Py_CLEAR(f->exception_tb);
+    return exc;
+}
+
+PyObject *
 fl_future_get_result(fl_future *f)
 {
     if (future_check_done(f, "Result is not set.") < 0) {
@@ -368,17 +385,11 @@ fl_future_get_result(fl_future *f)
     if (f->exception == NULL) {
         return Py_NewRef(f->result);
     }
-    PyObject *exc = Py_NewRef(f->exception);
-    /* The first retrieval begins with the traceback it was set with, later ones with none:
-     * or it would grow with every await. */
-    PyObject *tb = f->exception_tb != NULL ? f->exception_tb : Py_None;
-    if (PyException_SetTraceback(exc, tb) < 0) {
+    PyObject *exc = fl_future_failure(f);
+    if (exc != NULL) {
+        PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
         Py_DECREF(exc);
-        return NULL;
     }
-    Py_CLEAR(f->exception_tb);
-    PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
-    Py_DECREF(exc);
     return NULL;
 }
 

@@ -53,6 +53,9 @@ int fl_future_set_exception(fl_future *f, PyObject *exception);
 /* Cancel: 1, or 0 if it was done, or -1 on error. Not for tasks. */
 int fl_future_cancel(fl_future *f, PyObject *message);
 
+/* The exception of a future that failed: new reference; NULL with an exception. */
+PyObject *fl_future_failure(fl_future *f);
+
 /* Shared with task.c, which has a Future at its head. */
 int fl_future_setup(fl_future *f, fl_state *st, PyObject *loop);
 int fl_future_schedule_callbacks(fl_future *f);

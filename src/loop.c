@@ -47,7 +47,7 @@ int
 fl_loop_time(fl_loop *loop, double *seconds)
 {
     if (!loop->own_time) {
-        *seconds = (double)fl_clock_ns() * 1e-9;
+        *seconds = (double)fl_clock_ns() / 1e9; /* as time.monotonic(), to the last bit */
         return 0;
     }
     PyObject *now = PyObject_CallMethodNoArgs((PyObject *)loop, loop->st->str_time);
@@ -358,6 +358,20 @@ PyDoc_STRVAR(call_later_doc,
              "call_later($self, delay, callback, *args, context=None)\n--\n\n"
              "Call callback(*args) after delay seconds. Returns a TimerHandle.");
 
+/* time() + delay by Python's rules, as asyncio adds them: not every number goes with a float. */
+static PyObject *
+call_later_unusual(fl_loop *loop, double now, fl_call_args *c)
+{
+    PyObject *time = PyFloat_FromDouble(now);
+    PyObject *when = time == NULL ? NULL : PyNumber_Add(time, c->args[0]);
+    double seconds = 0;
+    int rc = when == NULL ? -1 : to_seconds(when, &seconds);
+
+    Py_XDECREF(time);
+    Py_XDECREF(when);
+    return rc < 0 ? NULL : schedule_timer(loop, "call_later", seconds, c);
+}
+
 static PyObject *
 loop_call_later(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
@@ -370,11 +384,14 @@ loop_call_later(PyObject *self, PyObject *const *args, Py_ssize_t nargs, PyObjec
         PyErr_SetString(PyExc_TypeError, "delay must not be None");
         return NULL;
     }
-    if (to_seconds(c.args[0], &delay) < 0) {
-        return NULL;
-    }
     double now;
     if (fl_loop_time(as_loop(self), &now) < 0) {
+        return NULL;
+    }
+    if (!PyFloat_Check(c.args[0]) && !PyLong_Check(c.args[0])) {
+        return call_later_unusual(as_loop(self), now, &c);
+    }
+    if (to_seconds(c.args[0], &delay) < 0) {
         return NULL;
     }
     return schedule_timer(as_loop(self), "call_later", now + delay, &c);
@@ -411,7 +428,7 @@ PyDoc_STRVAR(time_doc, "time($self, /)\n--\n\nThe loop's clock, time.monotonic()
 static PyObject *
 loop_time(PyObject *Py_UNUSED(self), PyObject *Py_UNUSED(ignored))
 {
-    return PyFloat_FromDouble((double)fl_clock_ns() * 1e-9);
+    return PyFloat_FromDouble((double)fl_clock_ns() / 1e9);
 }
 
 /* --- futures and tasks --- */

@@ -127,7 +127,18 @@ struct fl_state {
     PyObject *free_future_iters;
     int n_free_future_iters;
 
-    int dealloc_depth; /* see fl_dealloc_bounded() */
+    /* See fl_dealloc_bounded(): how many are under way, the thread of the last of them, and (3.13)
+     * what it has put off. */
+    int dealloc_depth;
+    unsigned long dealloc_thread;
+    struct fl_put_off *put_off;
+    size_t n_put_off, room_put_off;
+};
+
+/* An object that is to be freed by `end`. */
+struct fl_put_off {
+    PyObject *object;
+    destructor end;
 };
 
 extern struct PyModuleDef fl_module_def;
@@ -163,6 +174,10 @@ int fl_executor_init(PyObject *module, fl_state *st);
 PyTypeObject *fl_add_type(PyObject *module, PyType_Spec *spec, PyTypeObject *base,
                           Py_ssize_t base_size);
 
+/* dealloc.c: put it off, false if there is no memory; free all that was put off. */
+bool fl_dealloc_put_off(fl_state *st, PyObject *self, destructor end);
+void fl_dealloc_rest(fl_state *st);
+
 /* Free an untracked object by `end`, which may free others of ours in turn, and so on: a chain of
  * any length must not take more than so much of the C stack. Since 3.14 the interpreter sees to
  * that for every type; before, for those that ask for it, which costs more than most of our
@@ -174,13 +189,26 @@ fl_dealloc_bounded(fl_state *st, PyObject *self, destructor dealloc, destructor 
 #if PY_VERSION_HEX < 0x030e0000
     enum { FEW = 16 };
     if (st->dealloc_depth >= FEW) {
+#if PY_VERSION_HEX >= 0x030d0000
+        /* 3.13's own lets a chain take as much of the stack as a main thread has. */
+        if (st->dealloc_thread == PyThread_get_thread_ident() &&
+            fl_dealloc_put_off(st, self, end)) {
+            return;
+        }
+#endif
         Py_TRASHCAN_BEGIN(self, dealloc)
         end(self);
         Py_TRASHCAN_END
         return;
     }
-    st->dealloc_depth++;
+    bool last = ++st->dealloc_depth == FEW;
+    if (last) {
+        st->dealloc_thread = PyThread_get_thread_ident();
+    }
     end(self);
+    if (last) {
+        fl_dealloc_rest(st);
+    }
     st->dealloc_depth--;
 #else
     (void)st;

@@ -476,6 +476,11 @@ waiter_exc(fl_future *f)
         return NULL;
     }
     Py_INCREF(f);
+    if (f->state == FL_FINISHED) { /* not raised: what is being handled is not its __context__ */
+        PyObject *exc = fl_future_failure(f);
+        Py_DECREF(f);
+        return exc != NULL ? exc : fl_take_raised();
+    }
     PyObject *result = fl_future_get_result(f);
     Py_DECREF(f);
     Py_XDECREF(result);
