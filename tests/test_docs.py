@@ -69,3 +69,12 @@ def test_readme_has_no_command_that_is_not_run():
     """.ci/readme runs the blocks marked sh; there are no others, and test_code() runs the Python ones."""
     fences = re.findall(r"^```(.*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert set(fences[::2]) == {"sh", "python"} and set(fences[1::2]) == {""}
+
+
+def test_every_difference_names_its_test():
+    lines = (ROOT / "docs" / "differences.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ") and "---" not in line][1:]
+    assert len(rows) >= 10
+    for row in rows:
+        path, name = re.fullmatch(r"`(tests/[\w/]+\.py)`, `(\w+)`", row.strip("| ").rpartition(" | ")[2]).groups()
+        assert f"def {name}(" in (ROOT / path).read_text(), row
