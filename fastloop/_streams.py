@@ -4,8 +4,7 @@ import asyncio
 import weakref
 from asyncio import trsock
 
-from ._core import SocketTransport as _Transport
-from ._core import _begin_read, _end_read, _take_exactly, _take_until
+from ._core import _begin_read, _end_read, _flush_writes, _take_exactly, _take_until
 
 _Stock = asyncio.StreamReader
 
@@ -26,10 +25,8 @@ class StreamReader(_Stock):
         asyncio.StreamWriter.drain() begins with it: what was gathered until the end of the loop's turn is sent then, so
         that after drain() it is with the kernel, as on asyncio.
         """
-        transport = self._transport
-        if type(transport) is _Transport:
-            transport._flush()
-        return _Stock.exception(self)
+        _flush_writes(self)
+        return self._exception
 
     async def read(self, n=-1):
         """As asyncio.StreamReader.read()."""

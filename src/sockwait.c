@@ -282,9 +282,14 @@ begin(fl_sockop *op)
          * nothing is known but what the first event will tell. */
         wait->ready[1 - i] = true;
     }
-    drop_op(wait, i);
+    /* The new one first: the end of the old can run any code, also such as takes the fd away. */
+    fl_sockop *old = wait->ops[i];
     wait->ops[i] = (fl_sockop *)Py_NewRef(op);
     op->wait = wait;
+    if (old != NULL) {
+        old->wait = NULL;
+        Py_DECREF(old);
+    }
     return 0;
 }
 

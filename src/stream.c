@@ -263,6 +263,7 @@ fl_stream_connection_lost(fl_stream *t, PyObject *exc)
         fail_empty_waiter(t);
         Py_CLEAR(t->protocol);
         Py_CLEAR(t->reader);
+        Py_CLEAR(t->reader_ref);
         Py_CLEAR(t->read_waiter);
         Py_CLEAR(t->loop);
     }
@@ -289,6 +290,7 @@ fl_stream_set_protocol(fl_stream *t, PyObject *protocol)
     Py_CLEAR(t->reader); /* its read() was for the protocol until now */
     t->buffered = buffered;
     t->stock = Py_IS_TYPE(protocol, ss->StreamReaderProtocol);
+    Py_XSETREF(t->reader_ref, t->stock ? fl_streams_reader_ref(ss, protocol) : NULL);
     t->tls = fl_tls_check(t->st, protocol);
     t->connected = true;
     Py_XSETREF(t->protocol, Py_NewRef(protocol));

@@ -75,6 +75,7 @@ typedef struct {
     PyObject *loop_context; /* owned: 3.15's context= argument, or NULL */
     PyObject *empty_waiter; /* owned future of _make_empty_waiter(), or NULL */
     PyObject *reader;       /* owned: whose read() waits to be woken; or NULL */
+    PyObject *reader_ref;   /* owned: the weakref by which a stock protocol knows its reader; or NULL */
     fl_future *read_waiter; /* owned: the future of its last read(), or NULL */
     PyObject *high_object, *low_object; /* owned: water marks that are not ints, or NULL */
     Py_ssize_t high_water, low_water;   /* bytes */
@@ -313,8 +314,15 @@ PyObject *fl_reader_get(const fl_reader *r, fl_reader_field field);
 /* An object's <name>, borrowed out of its __dict__; NULL if there is none. */
 PyObject *fl_reader_attribute(PyObject *attributes, PyObject *name);
 
+/* A stock protocol's weak reference to its reader, owned; NULL without an exception: it has none. */
+PyObject *fl_streams_reader_ref(fl_stream_state *ss, PyObject *protocol);
+
 /* The transport's protocol is a stock one that gives what comes to this very reader. */
-bool fl_streams_serves(const fl_stream *t, PyObject *reader);
+static inline bool
+fl_streams_serves(const fl_stream *t, PyObject *reader)
+{
+    return t->reader_ref != NULL && ((PyWeakReference *)t->reader_ref)->wr_object == reader;
+}
 
 /* Where bytes for `protocol`, exactly an asyncio.StreamReaderProtocol, can be put
  * directly: its reader, which has a buffer. False: nowhere. */

@@ -365,6 +365,7 @@ stream_traverse(fl_stream *t, visitproc visit, void *arg)
     Py_VISIT(t->loop_context);
     Py_VISIT(t->empty_waiter);
     Py_VISIT(t->reader);
+    Py_VISIT(t->reader_ref);
     Py_VISIT(t->read_waiter);
     Py_VISIT(t->high_object);
     Py_VISIT(t->low_object);
@@ -392,6 +393,7 @@ stream_clear(fl_stream *t)
     Py_CLEAR(t->loop_context);
     Py_CLEAR(t->empty_waiter);
     Py_CLEAR(t->reader);
+    Py_CLEAR(t->reader_ref);
     Py_CLEAR(t->read_waiter);
     Py_CLEAR(t->high_object);
     Py_CLEAR(t->low_object);

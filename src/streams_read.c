@@ -440,7 +440,34 @@ take_exactly(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return !has_two(nargs) ? NULL : take_or_wait(fl_state_of_module(module), args[0], args[1], -1);
 }
 
+PyDoc_STRVAR(flush_writes_doc,
+"_flush_writes($module, reader, /)\n--\n\n"
+"Have the reader's transport send what it gathered until the end of the turn.");
+
+static PyObject *
+flush_writes(PyObject *module, PyObject *reader)
+{
+    fl_stream_state *ss = fl_state_of_module(module)->stream;
+    PyObject *attributes = PyObject_GenericGetDict(reader, NULL);
+    fl_stream *t;
+    int status = 0;
+
+    if (attributes == NULL) {
+        return NULL;
+    }
+    t = socket_transport(ss, fl_reader_attribute(attributes, ss->str__transport));
+    Py_DECREF(attributes);
+    if (t != NULL && t->out.bytes > 0 && t->loop != NULL &&
+        t->loop->thread_id == PyThread_get_thread_ident()) {
+        Py_INCREF(t);
+        status = fl_stream_flush_now(t);
+        Py_DECREF(t);
+    }
+    return status < 0 ? NULL : Py_NewRef(Py_None);
+}
+
 PyMethodDef fl_streams_module_methods[] = {
+    {"_flush_writes", flush_writes, METH_O, flush_writes_doc},
     {"_begin_read", (PyCFunction)(void (*)(void))begin_read, METH_FASTCALL, begin_read_doc},
     {"_end_read", (PyCFunction)(void (*)(void))end_read, METH_FASTCALL, end_read_doc},
     {"_take_until", (PyCFunction)(void (*)(void))take_until, METH_FASTCALL, take_until_doc},

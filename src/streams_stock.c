@@ -306,27 +306,26 @@ fl_streams_protocol_is_stock(fl_stream_state *ss, PyObject *protocol)
     return own == NULL;
 }
 
+PyObject *
+fl_streams_reader_ref(fl_stream_state *ss, PyObject *protocol)
+{
+    PyObject *weakref = protocol_attribute(protocol, ss->str__stream_reader_wr);
+
+    if (weakref != NULL && !PyWeakref_CheckRefExact(weakref)) {
+        Py_CLEAR(weakref);
+    }
+    return weakref;
+}
+
 /* The reader of a stock protocol, owned, or NULL. */
 static PyObject *
 reader_of(fl_stream_state *ss, PyObject *protocol)
 {
-    PyObject *weakref = protocol_attribute(protocol, ss->str__stream_reader_wr);
-    PyObject *reader = NULL;
+    PyObject *weakref = fl_streams_reader_ref(ss, protocol);
+    PyObject *reader = weakref == NULL ? NULL : dereference(weakref);
 
-    if (weakref != NULL && PyWeakref_CheckRefExact(weakref)) {
-        reader = dereference(weakref);
-    }
     Py_XDECREF(weakref);
     return reader;
-}
-
-bool
-fl_streams_serves(const fl_stream *t, PyObject *reader)
-{
-    PyObject *served = t->stock && t->protocol != NULL ? reader_of(t->st->stream, t->protocol) : NULL;
-
-    Py_XDECREF(served);
-    return served == reader;
 }
 
 bool
