@@ -133,9 +133,11 @@ class ThreadPoolExecutor(_Base):
             target=_worker,
             args=(self._work_queue, ticket, context),
         )
-        thread.start()
-        self._threads.add(thread)
-        self._starter = None
+        try:
+            thread.start()
+            self._threads.add(thread)
+        finally:
+            self._starter = None
 
     @property
     def _shutdown(self):

@@ -613,19 +613,24 @@ pool_check_open(fl_pool *pool)
     return exits == 0 ? 0 : -1;
 }
 
-/* Starting a thread failed for one call. Calls that other threads submitted meanwhile relied on that
- * thread: try again for them, and if there is none at all, they fail as well. */
-static void
-pool_grow_for_others(fl_pool *pool, PyObject *executor)
+/* Starting a thread failed for one call with `exc`. Calls that other threads submitted meanwhile relied
+ * on that thread: try again for them, and if there is none at all, they fail as well. Returns what
+ * to raise: `exc`, or an interrupt that came during that. Takes `exc` over. */
+static PyObject *
+pool_grow_for_others(fl_pool *pool, PyObject *executor, PyObject *exc)
 {
     if (pool_grow(pool, executor) == 0) {
-        return;
+        return exc;
     }
-    PyObject *exc = fl_take_raised();
+    PyObject *again = fl_take_raised();
     if (pool->n_threads == 0) {
-        pool_refuse_all(pool, exc);
+        pool_refuse_all(pool, again);
     }
-    Py_DECREF(exc);
+    if (!PyErr_GivenExceptionMatches(again, PyExc_Exception)) {
+        Py_SETREF(exc, Py_NewRef(again));
+    }
+    Py_DECREF(again);
+    return exc;
 }
 
 int
@@ -662,7 +667,7 @@ fl_pool_submit(fl_pool *pool, PyObject *executor, PyObject *future, bool for_loo
         /* The caller is told that it failed, so it must not run later. */
         PyObject *exc = fl_take_raised();
         work_clear((PyObject *)work);
-        pool_grow_for_others(pool, executor);
+        exc = pool_grow_for_others(pool, executor, exc);
         PyErr_SetObject((PyObject *)Py_TYPE(exc), exc);
         Py_DECREF(exc);
     }

@@ -136,6 +136,10 @@ def test_closing_the_loop_while_a_time_is_read(method):
             loop.close()
             return 0.0
 
+        def __radd__(self, now):  # a delay is added to the time, as asyncio adds it
+            loop.close()
+            return now
+
     loop = fastloop.Loop()
     with pytest.raises(RuntimeError, match="^Event loop is closed$"):
         getattr(loop, method)(Time(), print)
